@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Kernel services that know nothing of devices: locks, log, faults, resources, modules."""

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: MIT
+"""Sleeping locks as the kernel has them: a fair reader/writer semaphore and a mutex."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+from collections.abc import Callable, Iterator
+
+from tsmfs.kernel import task
+from tsmfs.kernel.errors import fail
+
+
+def _wait(condition: threading.Condition, ready: Callable[[], bool]) -> None:
+    while not ready():
+        condition.wait()
+
+
+def _wait_interruptible(condition: threading.Condition, ready: Callable[[], bool]) -> None:
+    caller = task.current()
+    while not ready():
+        if caller.interrupted():
+            fail(errno.EINTR)
+        condition.wait(task.POLL_INTERVAL)
+
+
+_Wait = Callable[[threading.Condition, Callable[[], bool]], None]
+
+
+class RwSem:
+    """Reader/writer semaphore: a waiting writer keeps later readers out.
+
+    Unlike the kernel's, a holder may take it again (a writer for reading or writing, a
+    reader for reading), so that a driver that calls back into the core cannot hang a mount.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._condition = threading.Condition(threading.Lock())
+        self._readers: dict[int, int] = {}
+        self._writer: int | None = None
+        self._depth = 0
+        self._writers_waiting = 0
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[None]:
+        """Hold for reading; waits without end (``down_read()``)."""
+        self._down_read(_wait)
+        try:
+            yield
+        finally:
+            self._up_read()
+
+    @contextlib.contextmanager
+    def read_interruptible(self) -> Iterator[None]:
+        """Hold for reading; EINTR when the caller gives up (``down_read_interruptible()``)."""
+        self._down_read(_wait_interruptible)
+        try:
+            yield
+        finally:
+            self._up_read()
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[None]:
+        """Hold for writing; waits without end (``down_write()``)."""
+        self._down_write(_wait)
+        try:
+            yield
+        finally:
+            self._up_write()
+
+    @contextlib.contextmanager
+    def write_killable(self) -> Iterator[None]:
+        """Hold for writing; EINTR when the caller gives up (``down_write_killable()``)."""
+        self._down_write(_wait_interruptible)
+        try:
+            yield
+        finally:
+            self._up_write()
+
+    def held_for_writing(self) -> bool:
+        """True when this thread holds it for writing."""
+        return self._writer == threading.get_ident()
+
+    def assert_held_write(self) -> None:
+        """``lockdep_assert_held_write()``."""
+        if not self.held_for_writing():
+            raise AssertionError(f"{self.name} is not held for writing")
+
+    def _down_read(self, wait: _Wait) -> None:
+        me = threading.get_ident()
+        with self._condition:
+            if self._writer == me:
+                self._depth += 1
+                return
+            if me not in self._readers:
+                wait(
+                    self._condition,
+                    lambda: self._writer is None and not self._writers_waiting,
+                )
+            self._readers[me] = self._readers.get(me, 0) + 1
+
+    def _up_read(self) -> None:
+        me = threading.get_ident()
+        with self._condition:
+            if self._writer == me:
+                self._depth -= 1
+                return
+            self._readers[me] -= 1
+            if not self._readers[me]:
+                del self._readers[me]
+                self._condition.notify_all()
+
+    def _down_write(self, wait: _Wait) -> None:
+        me = threading.get_ident()
+        with self._condition:
+            if self._writer == me:
+                self._depth += 1
+                return
+            if me in self._readers:
+                raise AssertionError(f"{self.name}: a reader cannot become a writer")
+            self._writers_waiting += 1
+            try:
+                wait(self._condition, lambda: self._writer is None and not self._readers)
+            except OSError:
+                # The readers that this writer kept out may go on.
+                self._condition.notify_all()
+                raise
+            finally:
+                self._writers_waiting -= 1
+            self._writer = me
+            self._depth = 1
+
+    def _up_write(self) -> None:
+        with self._condition:
+            self._depth -= 1
+            if not self._depth:
+                self._writer = None
+                self._condition.notify_all()
+
+
+class Mutex:
+    """Mutual exclusion; the holder may take it again."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._lock = threading.RLock()
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold; waits without end (``mutex_lock()``)."""
+        with self._lock:
+            yield
+
+    @contextlib.contextmanager
+    def lock_interruptible(self) -> Iterator[None]:
+        """Hold; EINTR when the caller gives up (``mutex_lock_interruptible()``)."""
+        if not self._lock.acquire(blocking=False):
+            caller = task.current()
+            while not self._lock.acquire(timeout=task.POLL_INTERVAL):
+                if caller.interrupted():
+                    fail(errno.EINTR)
+        try:
+            yield
+        finally:
+            self._lock.release()
