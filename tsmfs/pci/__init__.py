@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The emulated PCI core: config space, capabilities, mailboxes, functions and their buses."""
