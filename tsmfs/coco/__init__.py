@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Confidential computing on the virtualization side (drivers/virt/coco)."""

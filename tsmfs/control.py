@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: MIT
+"""Control files below ``kernel/tsmfs``: the emulator is steered as a kernel is, through files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+from tsmfs.base.kobject import Attribute, AttributeGroup, BinAttribute, Kobject
+from tsmfs.base.uevent import Uevents
+from tsmfs.kernel.errors import fail, parse_errno
+from tsmfs.kernel.fault import FaultAttr, Faults, Point
+from tsmfs.kernel.module import ModuleTable, kstrtoint
+from tsmfs.kernel.printk import ByteRing, Log
+from tsmfs.kernel.resource import Resource
+from tsmfs.kernel.task import CAP_SYS_ADMIN, current
+from tsmfs.pci.core import PciCore
+
+_BDF = re.compile(r"([0-9a-fA-F]{4,8}):([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])")
+
+
+def parse_bdf(data: bytes) -> tuple[int, int, int, int]:
+    """Domain, bus, device and function of ``DDDD:BB:DD.F``; EINVAL when it is none."""
+    match = _BDF.fullmatch(_text(data))
+    if match is None or int(match[3], 16) > 0x1F:
+        fail(errno.EINVAL)
+    return int(match[1], 16), int(match[2], 16), int(match[3], 16), int(match[4])
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode().removesuffix("\n")
+    except UnicodeDecodeError:
+        fail(errno.EINVAL)
+
+
+def _module_line(data: bytes) -> tuple[str, str]:
+    text = _text(data).strip()
+    if not text or "\0" in text:
+        fail(errno.EINVAL)
+    name, _, args = text.partition(" ")
+    return name, args
+
+
+def _modprobe(table: ModuleTable[Any]) -> Callable[[Kobject, bytes], None]:
+    def store(_: Kobject, data: bytes) -> None:
+        name, args = _module_line(data)
+        table.modprobe(name, args)
+
+    return store
+
+
+def _rmmod(table: ModuleTable[Any]) -> Callable[[Kobject, bytes], None]:
+    def store(_: Kobject, data: bytes) -> None:
+        name, args = _module_line(data)
+        if args:
+            fail(errno.EINVAL)
+        table.rmmod(name)
+
+    return store
+
+
+def _module_files(table: ModuleTable[Any]) -> list[Attribute | BinAttribute]:
+    return [
+        Attribute("modprobe", 0o200, store=_modprobe(table)),
+        Attribute("rmmod", 0o200, store=_rmmod(table)),
+        _text_file("modules", table.proc_modules),
+        _text_file("modinfo", table.modinfo),
+    ]
+
+
+def _text_file(name: str, text: Callable[[], str]) -> BinAttribute:
+    """A file of any length, rendered anew at each read of its start."""
+    rendered: dict[int, bytes] = {}
+
+    def read(_: Kobject, offset: int, count: int) -> bytes:
+        # A reader goes through the text in one pass; what it sees must not change on the way.
+        reader = current().pid
+        if offset == 0 or reader not in rendered:
+            if len(rendered) >= _READERS_MAX:
+                rendered.pop(next(iter(rendered)))
+            rendered[reader] = text().encode()
+        return rendered[reader][offset : offset + count]
+
+    return BinAttribute(name, 0o444, read=read)
+
+
+_READERS_MAX = 64
+
+
+def _ring_file(name: str, ring: ByteRing) -> BinAttribute:
+    return BinAttribute(name, 0o444, read=lambda _, offset, count: ring.read(offset, count))
+
+
+def _plug_files(pci: PciCore) -> list[Attribute]:
+    def plug(_: Kobject, data: bytes) -> None:
+        domain, bus, device, _function = parse_bdf(data)
+        pci.plug(pci.find_slot(domain, bus, device), device)
+
+    def unplug(_: Kobject, data: bytes) -> None:
+        domain, bus, device, _function = parse_bdf(data)
+        pci.unplug(pci.find_slot(domain, bus, device), device)
+
+    return [Attribute("plug", 0o200, store=plug), Attribute("unplug", 0o200, store=unplug)]
+
+
+_RANGES = {
+    "probability": (0, 100),
+    "interval": (1, (1 << 31) - 1),
+    "times": (-1, (1 << 31) - 1),
+    "space": (0, (1 << 31) - 1),
+    "delay_ms": (0, 3_600_000),
+}
+
+
+def _fault_attribute(attr: FaultAttr, name: str) -> Attribute:
+    def store(_: Kobject, data: bytes) -> None:
+        value = kstrtoint(_text(data))
+        low, high = _RANGES[name]
+        if not low <= value <= high:
+            fail(errno.EINVAL)
+        setattr(attr, name, value)
+
+    return Attribute(name, 0o644, lambda _: f"{getattr(attr, name)}\n", store)
+
+
+def _errno_attribute(attr: FaultAttr) -> Attribute:
+    def store(_: Kobject, data: bytes) -> None:
+        try:
+            attr.errno = parse_errno(_text(data))
+        except ValueError:
+            fail(errno.EINVAL)
+
+    def show(_: Kobject) -> str:
+        return f"{errno.errorcode[attr.errno]}\n" if attr.errno else "0\n"
+
+    return Attribute("errno", 0o644, show, store)
+
+
+def _fault_group(faults: Faults, point: Point) -> AttributeGroup:
+    attr = faults.points[point]
+    attributes = [_fault_attribute(attr, name) for name in _RANGES]
+    return AttributeGroup([*attributes, _errno_attribute(attr)], name=point.value)
+
+
+def _iomem(tree: Resource) -> Callable[[], str]:
+    return lambda: tree.show(addresses=current().capable(CAP_SYS_ADMIN))
+
+
+def add_control_files(
+    kernel: Kobject,
+    *,
+    table: ModuleTable[Any],
+    pci: PciCore,
+    log: Log,
+    faults: Faults,
+    uevents: Uevents,
+    name: str,
+    description: str,
+) -> Kobject:
+    """Make ``tsmfs`` below *kernel* with every control file; *description* is the machine's TOML."""
+    directory = kernel.add_child("tsmfs")
+    directory.add_groups(
+        [
+            AttributeGroup(
+                [
+                    *_module_files(table),
+                    *_plug_files(pci),
+                    _text_file("iomem", _iomem(pci.iomem)),
+                    _text_file("ioports", _iomem(pci.ioport)),
+                    _ring_file("log", log.ring),
+                    _ring_file("uevents", uevents.ring),
+                    _text_file("machine", lambda: description),
+                    Attribute("name", 0o444, lambda _: f"{name}\n"),
+                    Attribute("pid", 0o444, lambda _: f"{os.getpid()}\n"),
+                ]
+            )
+        ]
+    )
+    fault = directory.add_child("fault")
+    fault.add_groups([_fault_group(faults, point) for point in Point])
+    return directory
