@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: MIT
+"""What tests of several packages share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+MODULES = """\
+devsec_tsm 16384 0 - Live 0x0000000000000000
+devsec_bus 16384 0 - Live 0x0000000000000000
+devsec_common 8192 2 devsec_tsm,devsec_bus, Live 0x0000000000000000
+"""
+
+MODINFO = """\
+devsec_bus\tTwo emulated host bridges\tdevsec_common\tautoprobe:bool:bind by itself
+devsec_common\tWhat the others share\t\t
+devsec_link_tsm\tA link TSM\tdevsec_common,devsec_bus\t
+devsec_pci\tA driver\t\tautoprobe:bool:bind by itself: 0 or 1;depth:int:how deep
+devsec_tsm\tA devsec TSM\tdevsec_common\t
+"""
+
+
+@pytest.fixture
+def fake_sysfs(tmp_path: Path) -> Path:
+    """A directory with the control files of a machine as ordinary files, so that a write stays."""
+    control = tmp_path / "sysfs" / "kernel" / "tsmfs"
+    control.mkdir(parents=True)
+    for name in ("modprobe", "rmmod", "log", "uevents"):
+        (control / name).touch()
+    (control / "modules").write_text(MODULES)
+    (control / "modinfo").write_text(MODINFO)
+    return tmp_path / "sysfs"
