@@ -1,0 +1,341 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+# The sample modules through their life, by shell alone: devsec.sh SYSFS_DIR
+#
+# Both load orders: connect every device, connect and bind one, lock and accept one, and unload
+# everything while connected. Prints TAP; ends with 0 when every step that is not a TODO passed.
+# The modules are unloaded first if they are loaded, and are not loaded afterwards.
+set -u
+export LC_ALL=C
+
+if [[ $# -ne 1 || ! -d $1 ]]; then
+    echo "usage: ${0##*/} SYSFS_DIR" >&2
+    exit 2
+fi
+sysfs=${1%/}
+here=$(readlink -f "${BASH_SOURCE[0]}")
+modprobe=${here%/tests/*}/bin/modprobe
+export TSMFS_SYSFS=$sysfs
+if [[ $sysfs == /sys ]]; then
+    iomem=/proc/iomem
+else
+    iomem=$sysfs/kernel/tsmfs/iomem
+fi
+
+devices=$sysfs/bus/pci/devices
+endpoints=(10000:01:00.0 10001:03:00.0)
+function0=${endpoints[0]}
+function1=10000:01:00.1
+
+count=0
+failures=0
+
+# --- Reporting ---------------------------------------------------------------------------------
+
+pass() { # TEXT
+    echo "ok $((++count)) - $1"
+}
+
+fail() { # TEXT DIAGNOSTIC...
+    echo "not ok $((++count)) - $1"
+    shift
+    local line
+    for line in "$@"; do echo "# $line"; done
+    failures=$((failures + 1))
+}
+
+todo() { # TEXT REASON
+    echo "not ok $((++count)) - $1 # TODO $2"
+}
+
+equal() { # TEXT EXPECTED GOT
+    if [[ $2 == "$3" ]]; then
+        pass "$1"
+    else
+        fail "$1" "expected '$2'" "got      '$3'"
+    fi
+}
+
+# --- Steps -------------------------------------------------------------------------------------
+
+# Writes VALUE to FILE; sets error to what the shell said of it, the errno's text alone.
+write() { # FILE VALUE
+    if error=$({ echo "$2" >"$1"; } 2>&1); then
+        error=
+        return 0
+    fi
+    error=${error##*: }
+    return 1
+}
+
+accepts() { # TEXT FILE VALUE
+    if write "$2" "$3"; then
+        pass "$1"
+    else
+        fail "$1" "echo $3 > $2" "expected no error" "got      '$error'"
+    fi
+}
+
+refuses() { # TEXT FILE VALUE ERROR
+    if write "$2" "$3"; then
+        fail "$1" "echo $3 > $2" "expected '$4'" "got      no error"
+    elif [[ $error == "$4" ]]; then
+        pass "$1: $4"
+    else
+        fail "$1" "echo $3 > $2" "expected '$4'" "got      '$error'"
+    fi
+}
+
+reads() { # TEXT FILE VALUE
+    local got
+    if got=$(cat "$2" 2>&1); then
+        equal "$1" "$3" "$got"
+    else
+        fail "$1" "cat $2" "expected '$3'" "got      '$got'"
+    fi
+}
+
+present() { # TEXT PATH...
+    local text=$1 missing=() path
+    shift
+    for path in "$@"; do [[ -e $path ]] || missing+=("missing $path"); done
+    if [[ ${#missing[@]} -eq 0 ]]; then pass "$text"; else fail "$text" "${missing[@]}"; fi
+}
+
+absent() { # TEXT PATH...
+    local text=$1 there=() path
+    shift
+    for path in "$@"; do [[ ! -e $path && ! -L $path ]] || there+=("still there: $path"); done
+    if [[ ${#there[@]} -eq 0 ]]; then pass "$text"; else fail "$text" "${there[@]}"; fi
+}
+
+resolves() { # TEXT LINK PLACE
+    if [[ -e $2 && -e $3 ]]; then
+        equal "$1" "$(readlink -f "$3")" "$(readlink -f "$2")"
+    else
+        present "$1" "$2" "$3"
+    fi
+}
+
+modules() { # TEXT MODPROBE_ARGUMENT...
+    local text=$1 said
+    shift
+    if said=$("$modprobe" "$@" 2>&1); then
+        pass "$text"
+    else
+        fail "$text" "modprobe $*" "expected no error" "got      '$said'"
+        return 1
+    fi
+}
+
+unload_everything() {
+    local module
+    for module in devsec_pci devsec_link_tsm devsec_tsm devsec_bus; do
+        "$modprobe" -r -q "$module"
+    done
+}
+
+# --- Looking things up -------------------------------------------------------------------------
+
+# Sets link_tsm and devsec_tsm to the names of the two TSMs, empty for one that is not there.
+find_tsms() {
+    local directory
+    link_tsm='' devsec_tsm=''
+    for directory in "$sysfs"/class/tsm/tsm*; do
+        [[ -e $directory/pci_mode ]] || continue
+        case $(cat "$directory/pci_mode") in
+            link) link_tsm=${directory##*/} ;;
+            devsec) devsec_tsm=${directory##*/} ;;
+        esac
+    done
+}
+
+# Prints the directory of the host bridge above an endpoint: the root port is in between.
+host_bridge() { # FUNCTION
+    local path
+    path=$(readlink -f "$devices/$1")
+    echo "${path%/*/*}"
+}
+
+# Prints the address ranges of the lines in iomem with that name.
+ranges() { # NAME
+    local line
+    while read -r line; do
+        [[ ${line#* : } == "$1" ]] && echo "${line%% : *}"
+    done <<<"$(cat "$iomem")"
+    return 0
+}
+
+# Whether the range is among the encrypted ones.
+encrypted() { # RANGE
+    local range
+    while read -r range; do
+        [[ -n $range && $range == "$1" ]] && return 0
+    done <<<"$(ranges 'PCI MMIO Encrypted')"
+    return 1
+}
+
+# --- The flow ----------------------------------------------------------------------------------
+
+prepare() { # MODULE...
+    local module endpoint file blob got
+    for module in "$@"; do
+        modules "load $module" "$module" || return 1
+    done
+    find_tsms
+    equal "one TSM has pci_mode link, another devsec" "tsm tsm" \
+        "${link_tsm%%[0-9]*} ${devsec_tsm%%[0-9]*}"
+    [[ -n $link_tsm && -n $devsec_tsm ]] || return 1
+
+    printf -v blob '%4096s' ''
+    for file in certs transcript; do
+        blob=${blob//?/${file:0:1}}
+        # One byte at offset 0 empties what an earlier run may have left.
+        echo -n x >"$sysfs/class/tsm/$link_tsm/device/$file"
+        echo -n "$blob" >"$sysfs/class/tsm/$link_tsm/device/$file"
+        got=$(cat "$sysfs/class/tsm/$devsec_tsm/device/$file")
+        equal "4 KiB of $file, written by way of one TSM, are read by way of the other" \
+            "4096 bytes of ${file:0:1}" "${#got} bytes of ${got:0:1}${got//${file:0:1}/}"
+    done
+    for endpoint in "${endpoints[@]}"; do
+        present "$endpoint has tsm/" "$devices/$endpoint/tsm"
+    done
+}
+
+connect_all() {
+    local endpoint bridge
+    for endpoint in "${endpoints[@]}"; do
+        accepts "connect $endpoint" "$devices/$endpoint/tsm/connect" "$link_tsm"
+    done
+    for endpoint in "${endpoints[@]}"; do
+        bridge=$(host_bridge "$endpoint")
+        resolves "${bridge##*/}/stream0.0.0 is $endpoint" \
+            "$bridge/stream0.0.0" "$devices/$endpoint"
+        resolves "$link_tsm/${bridge##*/}/stream0.0.0 is $endpoint" \
+            "$sysfs/class/tsm/$link_tsm/${bridge##*/}/stream0.0.0" "$devices/$endpoint"
+    done
+    for endpoint in "${endpoints[@]}"; do
+        accepts "disconnect $endpoint" "$devices/$endpoint/tsm/disconnect" "$link_tsm"
+    done
+    for endpoint in "${endpoints[@]}"; do
+        bridge=$(host_bridge "$endpoint")
+        absent "no stream is left in ${bridge##*/}" \
+            "$bridge/stream0.0.0" "$sysfs/class/tsm/$link_tsm/${bridge##*/}"
+    done
+}
+
+disconnected() { # WHEN
+    local tsm=$devices/$function0/tsm file
+    reads "$1: 4 streams are available" \
+        "$(host_bridge "$function0")/available_secure_streams" 4
+    for file in connect dsm bound; do
+        reads "$1: $file of $function0 is empty" "$tsm/$file" ''
+    done
+    tsm=$devices/$function1/tsm
+    absent "$1: $function1 has no files of a link TSM" \
+        "$tsm/connect" "$tsm/disconnect" "$tsm/dsm" "$tsm/bound"
+}
+
+bind_one() {
+    local tsm=$devices/$function0/tsm function
+    local faux=$sysfs/bus/faux/devices/devsec_link_tsm
+
+    disconnected "before"
+    accepts "connect $function0" "$tsm/connect" "$link_tsm"
+    reads "3 streams are available" "$(host_bridge "$function0")/available_secure_streams" 3
+    reads "connect reads the TSM" "$tsm/connect" "$link_tsm"
+    refuses "a second connect" "$tsm/connect" "$link_tsm" "Device or resource busy"
+    for function in "$function0" "$function1"; do
+        reads "the DSM of $function is $function0" "$devices/$function/tsm/dsm" "$function0"
+        reads "no TDI is bound in $function" "$devices/$function/tsm/bound" ''
+    done
+    todo "all 11 evidence objects are read by netlink" "needs the netlink server"
+
+    for function in "$function0" "$function1"; do
+        accepts "bind $function" "$faux/tsm_bind" "$function"
+        reads "$function is bound" "$devices/$function/tsm/bound" "$link_tsm"
+    done
+    for function in "$function0" "$function1"; do
+        accepts "unbind $function" "$faux/tsm_unbind" "$function"
+        reads "$function is not bound" "$devices/$function/tsm/bound" ''
+    done
+    for function in "$function0" "$function1"; do
+        accepts "bind $function again" "$faux/tsm_bind" "$function"
+        reads "$function is bound again" "$devices/$function/tsm/bound" "$link_tsm"
+    done
+    accepts "disconnect $function0 with both functions bound" "$tsm/disconnect" "$link_tsm"
+    disconnected "after"
+}
+
+accept_one() {
+    local device=$devices/$function0 driver=$sysfs/bus/pci/drivers/devsec_pci bar
+
+    accepts "override the driver of $function0" "$device/driver_override" devsec_pci
+    modules "load devsec_pci autoprobe=0" devsec_pci autoprobe=0
+    absent "the driver is not attached by itself" "$device/driver"
+    accepts "bind the driver" "$driver/bind" "$function0"
+    resolves "the driver is devsec_pci" "$device/driver" "$driver"
+    accepts "unbind the driver" "$driver/unbind" "$function0"
+    absent "no driver is attached" "$device/driver"
+
+    bar=$(ranges "$function0")
+    if [[ -n $bar ]]; then
+        pass "the BAR of $function0 is in iomem"
+    else
+        fail "the BAR of $function0 is in iomem" "$iomem has no line that ends in ' : $function0'"
+    fi
+    accepts "lock $function0" "$device/tsm/lock" "$devsec_tsm"
+    reads "lock reads the TSM" "$device/tsm/lock" "$devsec_tsm"
+    reads "it is not accepted yet" "$device/tsm/accept" 0
+    accepts "accept $function0" "$device/tsm/accept" 1
+    reads "accept reads 1" "$device/tsm/accept" 1
+    if encrypted "$bar"; then
+        pass "the BAR is listed as PCI MMIO Encrypted"
+    else
+        fail "the BAR is listed as PCI MMIO Encrypted" "expected '$bar'" \
+            "got      '$(ranges 'PCI MMIO Encrypted')'"
+    fi
+    refuses "bind the driver to an accepted device" "$driver/bind" "$function0" "Invalid argument"
+    absent "no driver is attached to it" "$device/driver"
+    accepts "unlock $function0" "$device/tsm/unlock" "$devsec_tsm"
+    equal "nothing is listed as PCI MMIO Encrypted" '' "$(ranges 'PCI MMIO Encrypted')"
+    equal "the BAR is listed as before" "$bar" "$(ranges "$function0")"
+    reads "lock is empty" "$device/tsm/lock" ''
+    reads "accept reads 0" "$device/tsm/accept" 0
+    accepts "drop the override" "$device/driver_override" ''
+    modules "unload devsec_pci" -r devsec_pci
+}
+
+surprise() { # MODULE...
+    local endpoint module
+    for endpoint in "${endpoints[@]}"; do
+        accepts "connect $endpoint again" "$devices/$endpoint/tsm/connect" "$link_tsm"
+    done
+    for module in "$@"; do
+        modules "unload $module while connected" -r "$module"
+        absent "$module has gone" "$sysfs/module/$module"
+    done
+    absent "no TSM is left" "$sysfs/class/tsm/$link_tsm" "$sysfs/class/tsm/$devsec_tsm"
+    absent "no device is left" "${endpoints[@]/#/$devices/}"
+}
+
+in_order() { # MODULE...
+    echo "# load order: $*"
+    if prepare "$@"; then
+        connect_all
+        bind_one
+        accept_one
+        surprise "$@"
+    else
+        fail "the rest of this load order" "there is nothing to run it on"
+    fi
+    unload_everything
+}
+
+trap unload_everything EXIT
+echo "TAP version 13"
+unload_everything
+in_order devsec_bus devsec_link_tsm devsec_tsm
+in_order devsec_tsm devsec_link_tsm devsec_bus
+echo "1..$count"
+[[ $failures -eq 0 ]]

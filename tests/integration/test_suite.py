@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: MIT
+"""The shell suite on mounted machines."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+from .conftest import ROOT, Mount
+
+
+def suite(sysfs: Path) -> tuple[int, str]:
+    result = subprocess.run(
+        [ROOT / "tests/devsec/devsec.sh", sysfs],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    return result.returncode, result.stdout + result.stderr
+
+
+def test_the_suite_passes_in_both_load_orders(mount: Mount, binding: str) -> None:
+    status, output = suite(mount("--no-modules", binding=binding))
+    assert status == 0, output
+    plan = re.search(r"^1\.\.(\d+)$", output, re.MULTILINE)
+    assert plan is not None
+    results = re.findall(r"^(?:not )?ok \d+ - .*$", output, re.MULTILINE)
+    assert len(results) == int(plan[1]) > 100
+    failed = [line for line in results if line.startswith("not ok") and "# TODO" not in line]
+    assert not failed
+
+
+def test_the_suite_unloads_what_it_finds_loaded(mount: Mount) -> None:
+    sysfs = mount()
+    status, output = suite(sysfs)
+    assert status == 0, output
+    assert (sysfs / "kernel/tsmfs/modules").read_text() == ""
