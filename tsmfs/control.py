@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from tsmfs.base.kobject import Attribute, AttributeGroup, BinAttribute, Kobject
+from tsmfs.base.kobject import Attribute, AttributeGroup, BinAttribute, Kobject, Reader
 from tsmfs.base.uevent import Uevents
 from tsmfs.kernel.errors import fail, parse_errno
 from tsmfs.kernel.fault import FaultAttr, Faults, Point
@@ -18,6 +18,7 @@ from tsmfs.kernel.printk import ByteRing, Log
 from tsmfs.kernel.resource import Resource
 from tsmfs.kernel.task import CAP_SYS_ADMIN, current
 from tsmfs.pci.core import PciCore
+from tsmfs.pci.hardware import HwBus
 
 _BDF = re.compile(r"([0-9a-fA-F]{4,8}):([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])")
 
@@ -74,35 +75,56 @@ def _module_files(table: ModuleTable[Any]) -> list[Attribute | BinAttribute]:
 
 def _text_file(name: str, text: Callable[[], str]) -> BinAttribute:
     """A file of any length, rendered anew at each read of its start."""
-    rendered: dict[int, bytes] = {}
 
-    def read(_: Kobject, offset: int, count: int) -> bytes:
-        # A reader goes through the text in one pass; what it sees must not change on the way.
-        reader = current().pid
-        if offset == 0 or reader not in rendered:
-            if len(rendered) >= _READERS_MAX:
-                rendered.pop(next(iter(rendered)))
-            rendered[reader] = text().encode()
-        return rendered[reader][offset : offset + count]
+    def open_file(_: Kobject) -> Reader:
+        rendered = b""
 
-    return BinAttribute(name, 0o444, read=read)
+        def read(offset: int, count: int) -> bytes:
+            nonlocal rendered
+            if offset == 0 or not rendered:
+                rendered = text().encode()
+            return rendered[offset : offset + count]
 
+        return read
 
-_READERS_MAX = 64
+    return BinAttribute(name, 0o444, open=open_file)
 
 
 def _ring_file(name: str, ring: ByteRing) -> BinAttribute:
-    return BinAttribute(name, 0o444, read=lambda _, offset, count: ring.read(offset, count))
+    """A file that begins, for each open file, with the oldest record kept by then."""
+
+    def open_file(_: Kobject) -> Reader:
+        start = ring.start
+
+        def read(offset: int, count: int) -> bytes:
+            nonlocal start
+            # What was dropped before it was read is passed over.
+            start = max(start, ring.start - offset)
+            return ring.read(start + offset, count)
+
+        return read
+
+    return BinAttribute(name, 0o444, open=open_file)
+
+
+def _slot(pci: PciCore, domain: int, number: int, device: int, function: int) -> tuple[HwBus, int]:
+    """Bus and device number of a function of the machine: ENODEV when there is none."""
+    bus = pci.find_slot(domain, number, device)
+    if device << 3 | function not in bus.functions:
+        fail(errno.ENODEV)
+    return bus, device
 
 
 def _plug_files(pci: PciCore) -> list[Attribute]:
     def plug(_: Kobject, data: bytes) -> None:
-        domain, bus, device, _function = parse_bdf(data)
-        pci.plug(pci.find_slot(domain, bus, device), device)
+        place = parse_bdf(data)
+        with pci.changing_topology_killable():
+            pci.plug(*_slot(pci, *place))
 
     def unplug(_: Kobject, data: bytes) -> None:
-        domain, bus, device, _function = parse_bdf(data)
-        pci.unplug(pci.find_slot(domain, bus, device), device)
+        place = parse_bdf(data)
+        with pci.changing_topology_killable():
+            pci.unplug(*_slot(pci, *place))
 
     return [Attribute("plug", 0o200, store=plug), Attribute("unplug", 0o200, store=unplug)]
 
@@ -161,7 +183,7 @@ def add_control_files(
     name: str,
     description: str,
 ) -> Kobject:
-    """Make ``tsmfs`` below *kernel* with every control file; *description* is the machine's TOML."""
+    """Make ``tsmfs`` below *kernel* with every control file; *description* is TOML."""
     directory = kernel.add_child("tsmfs")
     directory.add_groups(
         [

@@ -76,7 +76,7 @@ class Machine:
             self.iomem.request(Resource(start, end, name, IORESOURCE_MEM))
         self.pci = PciCore(self.core, self.iomem, ioport_resource())
         self.tsm = TsmClass(self.core, self.pci.tsm, pci_mode)
-        self.pci.tsm.find_tsm_dev = self.tsm.find_tsm_dev
+        self.pci.connect_tsm_class(self.tsm.find_tsm_dev)
         self.host = Host(self.core, FauxBus(self.core), self.pci, self.tsm)
         self.modules: ModuleTable[Host] = ModuleTable(
             available_modules(self.log), self.log, self.host

@@ -69,6 +69,10 @@ class BusType(Kobject):
             del self.devices[dev.name]
             self.devices_kobj.remove_link(dev.name)
 
+    def can_probe(self, dev: Device) -> bool:
+        """Whether drivers may take *dev* at all; a bus with such a rule overrides it."""
+        return True
+
     def probe_device(self, dev: Device) -> None:
         """Find a driver for a new device unless the bus does not autoprobe."""
         if self.drivers_autoprobe:
@@ -101,7 +105,7 @@ class BusType(Kobject):
 
         EBUSY when it has a driver, ENODEV when it is going, else the errno of its probe.
         """
-        with dev.lock.lock():
+        with dev.lock.lock_interruptible():
             if dev.dead or driver.name not in self.drivers:
                 fail(errno.ENODEV)
             if dev.driver is not None:
@@ -115,9 +119,11 @@ class BusType(Kobject):
         driver.create_link(dev, dev.name)
         try:
             self.core.faults.inject(Point.DEVICE_PROBE, dev.name)
+            if not self.can_probe(dev):
+                fail(errno.ENODEV)
             driver.probe(dev)
         except Exception as error:
-            dev.devres.close()
+            self._release_devres(dev)
             self._unlink(driver, dev)
             if not isinstance(error, OSError):
                 dev.err(f"probe raised\n{traceback.format_exc()}")
@@ -126,6 +132,12 @@ class BusType(Kobject):
                 fail(errno.EIO, str(error))
             raise
         dev.uevent(Action.BIND)
+
+    def _release_devres(self, dev: Device) -> None:
+        try:
+            dev.devres.close()
+        except Exception:
+            dev.err(f"release of a managed resource raised\n{traceback.format_exc()}")
 
     def _unlink(self, driver: DeviceDriver, dev: Device) -> None:
         driver.remove_link(dev.name)
@@ -143,7 +155,7 @@ class BusType(Kobject):
                 driver.remove(dev)
             except Exception:
                 dev.err(f"remove raised\n{traceback.format_exc()}")
-            dev.devres.close()
+            self._release_devres(dev)
             self._unlink(driver, dev)
             dev.uevent(Action.UNBIND)
 

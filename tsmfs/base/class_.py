@@ -27,8 +27,9 @@ class Class:
 
     def unlink_device(self, dev: Device) -> None:
         """Undo :meth:`link_device`."""
-        self._devices.pop(dev.name, None)
-        self.kobj.remove_link(dev.name)
+        if self._devices.get(dev.name) is dev:
+            del self._devices[dev.name]
+            self.kobj.remove_link(dev.name)
 
     def __iter__(self) -> Iterator[Device]:
         return iter(list(self._devices.values()))

@@ -27,6 +27,8 @@ class DeviceDriver(Kobject):
     __slots__ = ("bus", "core", "devices", "module")
 
     groups: ClassVar[Sequence[AttributeGroup]] = ()
+    suppress_bind_attrs: ClassVar[bool] = False
+    """It has no ``bind`` and ``unbind``."""
 
     def __init__(
         self, core: DriverCore, bus: BusType, name: str, module: LoadedModule | None
@@ -82,7 +84,10 @@ DRIVER_GROUP = AttributeGroup(
         Attribute("bind", 0o200, store=_bind_store),
         Attribute("unbind", 0o200, store=_unbind_store),
         Attribute("uevent", 0o200, store=_uevent_store),
-    ]
+    ],
+    is_visible=lambda driver, attr: (
+        0 if driver.suppress_bind_attrs and attr.name != "uevent" else attr.mode
+    ),
 )
 
 

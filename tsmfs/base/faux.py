@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from tsmfs.base.bus import BusType
 from tsmfs.base.core import DriverCore
@@ -36,6 +37,7 @@ class _FauxDriver(DeviceDriver):
     """The one driver of the bus: it calls the device's own probe."""
 
     __slots__ = ()
+    suppress_bind_attrs: ClassVar[bool] = True
 
     def match(self, dev: Device) -> bool:
         return True

@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tsmfs.kernel.errors import errno_of, fail
@@ -31,7 +32,7 @@ FILE_TYPE_DIR = stat.S_IFDIR
 FILE_TYPE_LINK = stat.S_IFLNK
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Attribute:
     """A text file: *show* renders it, *store* takes what one ``write()`` brought.
 
@@ -45,7 +46,11 @@ class Attribute:
     store: Callable[[Any, bytes], None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+Reader = Callable[[int, int], bytes]
+"""``reader(offset, count)``: at most *count* bytes of one open file."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class BinAttribute:
     """A binary file of *size* bytes (0: open-ended), read and written at offsets."""
 
@@ -55,6 +60,8 @@ class BinAttribute:
     read: Callable[[Any, int, int], bytes] | None = None
     """``read(kobj, offset, count)``: at most *count* bytes."""
     write: Callable[[Any, int, bytes], None] | None = None
+    open: Callable[[Any], Reader] | None = None
+    """Instead of *read*: called for each open file, gives the function that reads that one."""
     mappable: bool = False
     """It has an ``mmap`` operation only: it opens, but read and write are EIO."""
 
@@ -62,7 +69,7 @@ class BinAttribute:
 AnyAttribute = Attribute | BinAttribute
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class AttributeGroup:
     """Attributes that appear together, in a directory of their own when it has a name."""
 
@@ -302,7 +309,8 @@ class File(Node):
             return False
         if isinstance(self.attribute, Attribute):
             return self.attribute.show is not None
-        return self.attribute.read is not None or self.attribute.mappable
+        attribute = self.attribute
+        return any((attribute.read, attribute.open, attribute.mappable))
 
     @property
     def writable(self) -> bool:
@@ -319,10 +327,14 @@ class File(Node):
         if not isinstance(attribute, Attribute) or attribute.show is None:
             fail(errno.EIO)
         show = attribute.show
-        text = self._call("show", lambda: show(self.kobj))
-        data = text.encode() if isinstance(text, str) else text
+
+        def render() -> object:
+            text: object = show(self.kobj)
+            return text.encode() if isinstance(text, str) else text
+
+        data = self._call("show", render)
         if not isinstance(data, bytes):
-            self.tree.log.err(f"{self.path()}: show returned {type(text).__name__}")
+            self.tree.log.err(f"{self.path()}: show returned {type(data).__name__}")
             fail(errno.EIO)
         if len(data) >= PAGE_SIZE:
             # fs/sysfs/file.c: sysfs_kf_seq_show()
@@ -342,18 +354,28 @@ class File(Node):
         self._call("store", lambda: store(self.kobj, data))
         return len(data)
 
-    def read(self, offset: int, count: int) -> bytes:
-        """Bytes of a binary attribute; empty behind its end."""
+    def open_reader(self) -> Reader:
+        """What reads one open file of a binary attribute; EIO when it has no read operation."""
         attribute = self._live_attribute()
-        if not isinstance(attribute, BinAttribute) or attribute.read is None:
-            fail(errno.EIO)
+        if isinstance(attribute, BinAttribute):
+            if attribute.open is not None:
+                opened = attribute.open
+                reader: Reader = self._call("open", lambda: opened(self.kobj))
+                return reader
+            if attribute.read is not None:
+                return partial(attribute.read, self.kobj)
+        fail(errno.EIO)
+
+    def read(self, offset: int, count: int, reader: Reader | None = None) -> bytes:
+        """Bytes of a binary attribute, by the *reader* of an open file; empty behind its end."""
+        self._live_attribute()
+        read = reader or self.open_reader()
         size = self.size
         if size:
             count = max(0, min(count, size - offset))
         if not count:
             return b""
-        read = attribute.read
-        data = self._call("read", lambda: read(self.kobj, offset, count))
+        data = self._call("read", lambda: read(offset, count))
         if not isinstance(data, bytes | bytearray) or len(data) > count:
             self.tree.log.err(f"{self.path()}: read returned nonsense")
             fail(errno.EIO)

@@ -27,6 +27,11 @@ class Action(enum.StrEnum):
     UNBIND = "unbind"
 
 
+UEVENT_NUM_ENVP = 64
+"""Most variables of one uevent (include/linux/kobject.h)."""
+UEVENT_BUFFER_SIZE = 2048
+"""Bytes for all of them, each with its NUL."""
+
 Env = list[tuple[str, str]]
 """Variables of a uevent in the order in which they are sent."""
 
@@ -88,11 +93,11 @@ _ARG = re.compile(r"[0-9A-Za-z]+=[0-9A-Za-z]+")
 def parse_synthetic(data: bytes) -> tuple[Action, Env]:
     """What was written to a ``uevent`` file: the action and the variables it adds.
 
-    EINVAL when it is no action, the second word is no UUID, or an argument is not KEY=VALUE
-    of letters and digits (``kobject_synth_uevent()``).
+    EINVAL when it is no action, the second word is no UUID, an argument is not KEY=VALUE of
+    letters and digits, or all are more than a uevent holds (``kobject_synth_uevent()``).
     """
-    text = data.split(b"\0")[0].decode("latin-1")
-    text = text.removesuffix("\n")
+    # One newline or one NUL may end it; anywhere else they are wrong as any other character.
+    text = (data[:-1] if data[-1:] in (b"\n", b"\0") else data).decode("latin-1")
     word, space, rest = text.partition(" ")
     if word not in Action.__members__.values():
         fail(errno.EINVAL, "unknown uevent action string")
@@ -108,4 +113,7 @@ def parse_synthetic(data: bytes) -> tuple[Action, Env]:
             fail(errno.EINVAL, "incorrect uevent action arguments")
         key, _, value = arg.partition("=")
         env.append((f"SYNTH_ARG_{key}", value))
+    size = sum(len(key) + len(value) + 2 for key, value in env)
+    if len(env) > UEVENT_NUM_ENVP or size > UEVENT_BUFFER_SIZE:
+        fail(errno.EINVAL, "incorrect uevent action arguments")
     return action, env

@@ -13,6 +13,7 @@ from tsmfs.drivers.devsec_common import DevsecCommon, DevsecSysdata, blob_group,
 from tsmfs.drivers.host import Host, HostModule
 from tsmfs.kernel.errors import fail
 from tsmfs.kernel.module import LoadedModule, Param, ParamType
+from tsmfs.pci import regs
 from tsmfs.pci.ide import (
     PciIde,
     pci_ide_stream_alloc,
@@ -24,9 +25,11 @@ from tsmfs.pci.ide import (
 from tsmfs.pci.pci_dev import Ida, PciDev
 from tsmfs.pci.regs import PciExpType
 from tsmfs.pci.tsm import (
+    PCI_VENDOR_ID_PCI_SIG,
     PciTdi,
     PciTsm,
     PciTsmLinkOps,
+    PciTsmPf0,
     PciTsmReqScope,
     TsmDev,
     is_pci_tsm_pf0,
@@ -63,9 +66,13 @@ class DevsecLinkOps(PciTsmLinkOps):
     def connect(self, pdev: PciDev) -> None:
         """Set up a stream step by step; each step registers what undoes it.
 
-        EBUSY without a free Stream ID, ENOMEM without a free stream, ENXIO when the endpoint
-        does not become secure. A device that cannot have a stream gets a session alone.
+        EIO when the mailbox does not answer, EBUSY without a free Stream ID, ENOMEM without a
+        free stream, ENXIO when the endpoint does not become secure. A device that cannot have a
+        stream gets a session alone.
         """
+        assert isinstance(pdev.tsm, PciTsmPf0)
+        # All that there is of a session: the sample's devices have no SPDM responder.
+        pdev.tsm.doe_mb.exchange(PCI_VENDOR_ID_PCI_SIG, regs.PCI_DOE_FEATURE_DISCOVERY, bytes(4))
         with contextlib.ExitStack() as undo:
             self._common.get()
             undo.callback(self._common.put)

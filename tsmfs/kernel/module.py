@@ -6,13 +6,14 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import re
 import shlex
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from tsmfs.kernel.errors import fail
+from tsmfs.kernel.locking import Mutex
 from tsmfs.kernel.printk import Log
 
 Kernel = TypeVar("Kernel", contravariant=True)
@@ -43,18 +44,18 @@ def kstrtobool(text: str) -> bool:
     fail(errno.EINVAL, f"{text!r} is no boolean")
 
 
+_INTEGER = re.compile(r"([+-]?)(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))")
+
+
 def kstrtoint(text: str) -> int:
     """A 32-bit integer as ``kstrtoint(.., 0)`` reads it; EINVAL, or ERANGE when too large."""
     text = text.removesuffix("\n")
-    digits = text.lstrip("+-") if text[:1] in ("+", "-") else text
-    base = 16 if digits[:2].lower() == "0x" else 8 if digits[:1] == "0" else 10
-    digits = digits[2:] if base == 16 else digits
-    if not digits or not digits.isascii() or not digits.isalnum():
+    match = _INTEGER.fullmatch(text)
+    if match is None:
         fail(errno.EINVAL, f"{text!r} is no integer")
-    try:
-        value = int(digits, base) * (-1 if text[:1] == "-" else 1)
-    except ValueError:
-        fail(errno.EINVAL, f"{text!r} is no integer")
+    sign, hexadecimal, octal, decimal = match.groups()
+    value = int(hexadecimal, 16) if hexadecimal else int(octal, 8) if octal else int(decimal)
+    value = -value if sign == "-" else value
     if not -(1 << 31) <= value < 1 << 31:
         fail(errno.ERANGE, f"{text!r} does not fit 32 bits")
     return value
@@ -202,7 +203,7 @@ class ModuleTable(Generic[Kernel]):
         self.observers: list[ModuleObserver] = []
         self._log = log
         self._kernel = kernel
-        self._mutex = threading.RLock()
+        self._mutex = Mutex("module_mutex")
 
     def modprobe(self, name: str, args: str = "") -> None:
         """Load *name* and, before it, what it depends on; nothing when it is loaded.
@@ -211,7 +212,7 @@ class ModuleTable(Generic[Kernel]):
         parameter is ignored with a line in the log, as in Linux.
         """
         name = canonical(name)
-        with self._mutex:
+        with self._mutex.lock_interruptible():
             if name in self.loaded:
                 return
             definition = self.available.get(name)
@@ -281,7 +282,7 @@ class ModuleTable(Generic[Kernel]):
     def rmmod(self, name: str) -> None:
         """Unload *name*; ENOENT when it is not loaded, EAGAIN while something holds it."""
         name = canonical(name)
-        with self._mutex:
+        with self._mutex.lock_interruptible():
             module = self.loaded.get(name)
             if module is None:
                 fail(errno.ENOENT, f"module {name} is not loaded")
@@ -304,7 +305,7 @@ class ModuleTable(Generic[Kernel]):
 
     def unload_all(self) -> None:
         """Unload every module, those that depend on others first (the machine stops)."""
-        with self._mutex:
+        with self._mutex.lock():
             while self.loaded:
                 idle = [name for name, m in self.loaded.items() if not m.refcnt]
                 self.rmmod(idle[-1])

@@ -62,6 +62,12 @@ class ByteRing:
         return b"".join(parts)
 
     @property
+    def start(self) -> int:
+        """Offset of the oldest byte kept."""
+        with self._lock:
+            return self._start
+
+    @property
     def end(self) -> int:
         """Offset just behind the newest byte."""
         with self._lock:

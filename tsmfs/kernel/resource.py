@@ -58,10 +58,10 @@ class Resource:
     def request(self, new: Resource) -> None:
         """Put *new* below this one (``request_resource()``).
 
-        EBUSY when it is not inside, or meets another child.
+        EBUSY when it is not inside, ends before it starts, or meets another child.
         """
         with _tree_lock:
-            if not self.contains(new):
+            if new.end < new.start or not self.contains(new):
                 fail(errno.EBUSY, f"{new} is outside {self}")
             at = bisect.bisect_left([c.start for c in self.children], new.start)
             for neighbour in self.children[max(0, at - 1) : at + 1]:

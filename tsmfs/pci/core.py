@@ -12,6 +12,7 @@ from functools import partial
 from tsmfs.base.bus import BusType
 from tsmfs.base.class_ import Class
 from tsmfs.base.core import DriverCore
+from tsmfs.base.device import Device
 from tsmfs.kernel import task
 from tsmfs.kernel.errors import fail
 from tsmfs.kernel.fault import Point
@@ -31,7 +32,12 @@ from tsmfs.pci.doe import DoeTransport
 from tsmfs.pci.hardware import HwBus, power_on
 from tsmfs.pci.host_bridge import PciHostBridge
 from tsmfs.pci.ide import pci_ide_init
-from tsmfs.pci.iov import PciSriov, pci_disable_sriov, pci_iov_init
+from tsmfs.pci.iov import (
+    PciSriov,
+    pci_disable_sriov,
+    pci_iov_init,
+    pci_iov_remove_virtfn_links,
+)
 from tsmfs.pci.pci_dev import PCI_BRIDGE_RESOURCES, PciBus, PciDev, pci_uevent_vars
 from tsmfs.pci.reset import pci_init_reset_methods
 from tsmfs.pci.sysfs import PCI_BUS_CLASS_GROUP, PCI_BUS_TYPE_GROUP, pci_dev_groups
@@ -75,6 +81,12 @@ class PciCore:
     def changing_topology(self) -> Iterator[None]:
         """Hold what adding and removing functions needs, in the order of all locks."""
         with self.rescan_remove_lock.lock(), self.tsm_rwsem.write():
+            yield
+
+    @contextlib.contextmanager
+    def changing_topology_killable(self) -> Iterator[None]:
+        """The same for a user's request: EINTR when the caller gives up waiting."""
+        with self.rescan_remove_lock.lock_interruptible(), self.tsm_rwsem.write_killable():
             yield
 
     def add_host_bridge(self, bridge: PciHostBridge) -> None:
@@ -261,7 +273,12 @@ class PciCore:
                 whole.request(resource)
         pf.bus.devices[devfn] = vf
         self._init_capabilities(vf)
-        vf.device_add()
+        try:
+            vf.device_add()
+        except BaseException:
+            self.tsm.destroy(vf)
+            self._forget(vf)
+            raise
         return vf
 
     def stop_and_remove(self, dev: PciDev) -> None:
@@ -272,15 +289,19 @@ class PciCore:
             if dev.subordinate is not None:
                 for child in reversed(list(dev.subordinate.devices.values())):
                     self.stop_and_remove(child)
+            pci_iov_remove_virtfn_links(dev)
             self._stop(dev)
             if dev.subordinate is not None:
                 dev.subordinate.device_del()
                 dev.subordinate = None
             dev.device_del()
-            del dev.bus.devices[dev.devfn]
-            for resource in dev.resource:
-                if resource is not None:
-                    resource.release()
+            self._forget(dev)
+
+    def _forget(self, dev: PciDev) -> None:
+        del dev.bus.devices[dev.devfn]
+        for resource in dev.resource:
+            if resource is not None:
+                resource.release()
 
     def _stop(self, dev: PciDev) -> None:
         """Take the driver off and end all that hangs on the function, before it goes."""
@@ -352,6 +373,12 @@ class PciBusType(BusType):
         self.pci = pci
         self.resource_alignment = ""
         super().__init__(pci.core, "pci", groups=(PCI_BUS_TYPE_GROUP,), uevent_vars=pci_uevent_vars)
+
+    def can_probe(self, dev: Device) -> bool:
+        """A VF needs its PF's consent, or an override (``pci_device_can_probe()``)."""
+        assert isinstance(dev, PciDev)
+        sriov = dev.physfn.sriov if dev.physfn is not None else None
+        return sriov is None or sriov.drivers_autoprobe or dev.driver_override is not None
 
 
 _WINDOWS = (

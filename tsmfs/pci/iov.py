@@ -16,6 +16,7 @@ from tsmfs.kernel.resource import Resource
 from tsmfs.pci import regs
 from tsmfs.pci.bars import read_bases
 from tsmfs.pci.capability import find_ext_capability
+from tsmfs.pci.config import set_bar_address
 from tsmfs.pci.kstrto import kstrtouint
 from tsmfs.pci.pci_dev import PCI_IOV_RESOURCES, PciDev, PciDriver
 
@@ -86,16 +87,8 @@ def pci_enable_sriov(dev: PciDev, num_vfs: int) -> None:
         fail(errno.EINVAL)
     if not 0 < num_vfs <= sriov.total_vfs:
         fail(errno.EINVAL)
-    config = dev.config
-    config.write(sriov.pos + regs.PCI_SRIOV_NUM_VF, 2, num_vfs)
-    config.write(
-        sriov.pos + regs.PCI_SRIOV_CTRL,
-        2,
-        config.read(sriov.pos + regs.PCI_SRIOV_CTRL, 2)
-        | regs.PCI_SRIOV_CTRL_VFE
-        | regs.PCI_SRIOV_CTRL_MSE,
-    )
     sriov.num_vfs = num_vfs
+    _start_vfs(dev, sriov)
     try:
         for index in range(num_vfs):
             vf = sriov.pci.add_virtfn(dev, sriov, index)
@@ -109,16 +102,36 @@ def pci_enable_sriov(dev: PciDev, num_vfs: int) -> None:
     dev.uevent(Action.CHANGE)
 
 
+def _start_vfs(dev: PciDev, sriov: PciSriov) -> None:
+    config = dev.config
+    config.write(sriov.pos + regs.PCI_SRIOV_NUM_VF, 2, sriov.num_vfs)
+    config.write(
+        sriov.pos + regs.PCI_SRIOV_CTRL,
+        2,
+        config.read(sriov.pos + regs.PCI_SRIOV_CTRL, 2)
+        | regs.PCI_SRIOV_CTRL_VFE
+        | regs.PCI_SRIOV_CTRL_MSE,
+    )
+
+
+def pci_restore_iov_state(dev: PciDev) -> None:
+    """Write again what a reset of *dev* cleared (``pci_restore_iov_state()``)."""
+    sriov = dev.sriov
+    if sriov is None:
+        return
+    for number, whole in sriov.bars(dev):
+        set_bar_address(dev.config, number, whole.start, sriov.pos + regs.PCI_SRIOV_BAR)
+    if sriov.num_vfs:
+        _start_vfs(dev, sriov)
+
+
 def pci_disable_sriov(pci: PciCore, dev: PciDev) -> None:
     """Remove all virtual functions of *dev* (``pci_disable_sriov()``)."""
     sriov = dev.sriov
     if sriov is None:
         return
-    for index, vf in reversed(list(enumerate(sriov.virtfns))):
-        dev.remove_link(f"virtfn{index}")
-        vf.remove_link("physfn")
+    for vf in reversed(list(sriov.virtfns)):
         pci.stop_and_remove(vf)
-    sriov.virtfns.clear()
     config = dev.config
     control = config.read(sriov.pos + regs.PCI_SRIOV_CTRL, 2)
     config.write(
@@ -128,6 +141,17 @@ def pci_disable_sriov(pci: PciCore, dev: PciDev) -> None:
     )
     config.write(sriov.pos + regs.PCI_SRIOV_NUM_VF, 2, 0)
     sriov.num_vfs = 0
+
+
+def pci_iov_remove_virtfn_links(vf: PciDev) -> None:
+    """A virtual function goes, with its siblings or by its own ``remove``: no link may dangle."""
+    pf = vf.physfn
+    sriov = pf.sriov if pf is not None else None
+    if pf is None or sriov is None or vf not in sriov.virtfns:
+        return
+    pf.remove_link(f"virtfn{vf.vf_index}")
+    vf.remove_link("physfn")
+    sriov.virtfns.remove(vf)
 
 
 def pci_sriov_configure_simple(dev: PciDev, num_vfs: int) -> int:
@@ -147,12 +171,15 @@ def _sriov(dev: PciDev) -> PciSriov:
 
 
 def _numvfs_store(dev: PciDev, data: bytes) -> None:
-    num_vfs = kstrtouint(data, bits=16)
+    try:
+        num_vfs = kstrtouint(data, bits=16)
+    except OSError:
+        fail(errno.EINVAL)
     sriov = _sriov(dev)
     if num_vfs > sriov.total_vfs:
         fail(errno.ERANGE)
     # Functions arrive: what that needs is taken before the device lock, in the order of all locks.
-    with sriov.pci.changing_topology(), dev.lock.lock():
+    with sriov.pci.changing_topology_killable(), dev.lock.lock_interruptible():
         if dev.dead:
             fail(errno.ENODEV)
         if num_vfs == sriov.num_vfs:

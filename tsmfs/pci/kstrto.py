@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import errno
+import re
 
 from tsmfs.kernel.errors import fail
+
+_NUMBER = re.compile(rb"0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*)")
 
 
 def kstrtouint(data: bytes, *, bits: int = 64) -> int:
@@ -13,18 +16,12 @@ def kstrtouint(data: bytes, *, bits: int = 64) -> int:
 
     EINVAL when it is none, ERANGE when it does not fit.
     """
-    text = data.split(b"\0")[0].decode("latin-1").removesuffix("\n").removeprefix("+")
-    base = 10
-    if text[:2].lower() == "0x" and text[2:3].isalnum():
-        text, base = text[2:], 16
-    elif text[:1] == "0" and len(text) > 1:
-        base = 8
-    if not text or not text.isascii() or not text.isalnum():
+    text = data.split(b"\0")[0].removeprefix(b"+").removesuffix(b"\n")
+    match = _NUMBER.fullmatch(text)
+    if match is None:
         fail(errno.EINVAL)
-    try:
-        value = int(text, base)
-    except ValueError:
-        fail(errno.EINVAL)
+    hexadecimal, octal, decimal = match.groups()
+    value = int(hexadecimal, 16) if hexadecimal else int(octal, 8) if octal else int(decimal)
     if value >> bits:
         fail(errno.ERANGE)
     return value
@@ -33,6 +30,8 @@ def kstrtouint(data: bytes, *, bits: int = 64) -> int:
 def kstrtoint(data: bytes) -> int:
     """A signed 32-bit integer; EINVAL when it is none, ERANGE when it does not fit."""
     negative = data[:1] == b"-"
+    if data[:2] == b"-+":
+        fail(errno.EINVAL)
     value = kstrtouint(data[1:] if negative else data)
     value = -value if negative else value
     if not -(1 << 31) <= value < 1 << 31:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -292,12 +293,20 @@ class PciDeviceId:
 
     def matches(self, dev: PciDev) -> bool:
         """``pci_match_one_device()``."""
+        return self.covers(
+            PciDeviceId(
+                dev.vendor, dev.device, dev.subsystem_vendor, dev.subsystem_device, dev.class_code
+            )
+        )
+
+    def covers(self, other: PciDeviceId) -> bool:
+        """It takes every function that *other*, whose IDs are a function's, stands for."""
         return (
-            self.vendor in (PCI_ANY_ID, dev.vendor)
-            and self.device in (PCI_ANY_ID, dev.device)
-            and self.subvendor in (PCI_ANY_ID, dev.subsystem_vendor)
-            and self.subdevice in (PCI_ANY_ID, dev.subsystem_device)
-            and not (self.class_code ^ dev.class_code) & self.class_mask
+            self.vendor in (PCI_ANY_ID, other.vendor)
+            and self.device in (PCI_ANY_ID, other.device)
+            and self.subvendor in (PCI_ANY_ID, other.subvendor)
+            and self.subdevice in (PCI_ANY_ID, other.subdevice)
+            and not (self.class_code ^ other.class_code) & self.class_mask
         )
 
 
@@ -338,17 +347,19 @@ class PciDriver(DeviceDriver):
         fail(errno.ENOENT, f"{self.name} does not support SR-IOV")
 
 
+_HEX_WORD = re.compile(rb"\s*(?:0[xX])?([0-9a-fA-F]+)")
+
+
 def _scan_ids(data: bytes, least: int) -> list[int]:
     """Hexadecimal words as ``sscanf("%x %x ...")`` reads them; EINVAL below *least*."""
     values: list[int] = []
-    for word in data.split():
-        try:
-            values.append(int(word, 16) & 0xFFFFFFFF)
-        except ValueError:
-            break
+    rest = data
+    while len(values) < 7 and (match := _HEX_WORD.match(rest)):
+        values.append(int(match[1], 16) & 0xFFFFFFFF)
+        rest = rest[match.end() :]
     if len(values) < least:
         fail(errno.EINVAL)
-    return values[:7]
+    return values
 
 
 def _new_id_store(driver: PciDriver, data: bytes) -> None:
@@ -357,13 +368,11 @@ def _new_id_store(driver: PciDriver, data: bytes) -> None:
     fields = [*values, *defaults[len(values) :]]
     vendor, device, subvendor, subdevice, class_code, class_mask, driver_data = fields
     new = PciDeviceId(vendor, device, subvendor, subdevice, class_code, class_mask, driver_data)
-    if len(values) != 7 and any(
-        (entry.vendor, entry.device) == (new.vendor, new.device)
-        and (entry.subvendor, entry.subdevice) == (new.subvendor, new.subdevice)
-        and (entry.class_code, entry.class_mask) == (new.class_code, new.class_mask)
-        for entry in driver.id_table
-    ):
+    known = (*driver.dynids, *driver.id_table)
+    if len(values) != 7 and any(e.covers(new) and not e.override_only for e in known):
         fail(errno.EEXIST)
+    if driver.id_table and all(entry.driver_data != driver_data for entry in driver.id_table):
+        fail(errno.EINVAL)
     driver.dynids.append(new)
     driver.bus.attach_driver(driver)
 

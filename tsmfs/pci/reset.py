@@ -8,6 +8,7 @@ import errno
 from tsmfs.kernel.errors import fail
 from tsmfs.pci import regs
 from tsmfs.pci.capability import find_capability
+from tsmfs.pci.iov import pci_restore_iov_state
 from tsmfs.pci.pci_dev import PciDev
 
 RESET_METHODS = ("flr", "pm", "bus")
@@ -50,6 +51,7 @@ def pci_reset_function(dev: PciDev) -> None:
         saved = dev.config.read_bytes(0, regs.PCI_CFG_SPACE_SIZE)
         dev.config.reset()
         dev.config.write_bytes(0, saved)
+        pci_restore_iov_state(dev)
         dev.info(f"reset by {dev.reset_methods[0]}")
 
 

@@ -65,18 +65,14 @@ def cpumap(*, as_list: bool) -> str:
 
 def _bool_field(name: str) -> Callable[[PciDev, bytes], None]:
     def store(dev: PciDev, data: bytes) -> None:
-        try:
-            value = kstrtouint(data)
-        except OSError:
-            fail(errno.EINVAL)
-        setattr(dev, name, bool(value))
+        setattr(dev, name, _truth(data))
 
     return store
 
 
 def _enable_store(dev: PciDev, data: bytes) -> None:
-    value = kstrtouint(data)
     _require_admin()
+    value = _truth(data)
     with dev.lock.lock():
         if dev.driver is not None:
             fail(errno.EBUSY)
@@ -111,18 +107,18 @@ def pci_disable_device(dev: PciDev) -> None:
 
 def _numa_node_store(dev: PciDev, data: bytes) -> None:
     _require_admin()
-    node = kstrtoint(data)
+    try:
+        node = kstrtoint(data)
+    except OSError:
+        fail(errno.EINVAL)
     if node not in (-1, 0):
         fail(errno.EINVAL)
     dev.numa_node = node
 
 
 def _msi_bus_store(dev: PciDev, data: bytes) -> None:
-    try:
-        value = kstrtouint(data)
-    except OSError:
-        fail(errno.EINVAL)
     _require_admin()
+    value = _truth(data)
     dev.no_msi = not value
     dev.info(f"MSI/MSI-X {'allowed' if value else 'disallowed'} for future drivers")
 
@@ -135,21 +131,28 @@ def _driver_override_store(dev: PciDev, data: bytes) -> None:
         dev.driver_override = text or None
 
 
-def _truth(data: bytes) -> bool:
+def _number(data: bytes) -> int:
+    # These files tell a number that is too large from none as little as Linux' do.
     try:
-        return bool(kstrtouint(data))
+        return kstrtouint(data)
     except OSError:
         fail(errno.EINVAL)
 
 
+def _truth(data: bytes) -> bool:
+    return bool(_number(data))
+
+
 def _remove_store(dev: PciDev, data: bytes) -> None:
     if _truth(data):
-        _pci(dev).stop_and_remove(dev)
+        with _pci(dev).changing_topology_killable():
+            _pci(dev).stop_and_remove(dev)
 
 
 def _rescan_store(dev: PciDev, data: bytes) -> None:
     if _truth(data):
-        _pci(dev).rescan_bus(dev.bus)
+        with _pci(dev).changing_topology_killable():
+            _pci(dev).rescan_bus(dev.bus)
 
 
 _DEV_GROUP = AttributeGroup(
@@ -186,7 +189,7 @@ _DEV_GROUP = AttributeGroup(
         Attribute(
             "driver_override",
             0o644,
-            lambda dev: f"{dev.driver_override or '(null)'}\n",
+            lambda dev: f"{dev.driver_override or '(null)'}\n".encode("latin-1"),
             _driver_override_store,
         ),
         Attribute("ari_enabled", 0o444, lambda dev: f"{_ari_enabled(dev):d}\n"),
@@ -254,7 +257,7 @@ _BRIDGE_GROUP = AttributeGroup(
 
 
 def _reset_store(dev: PciDev, data: bytes) -> None:
-    if kstrtouint(data) != 1:
+    if _number(data) != 1:
         fail(errno.EINVAL)
     pci_reset_function(dev)
 
@@ -328,7 +331,9 @@ def pci_dev_groups(dev: PciDev) -> Sequence[AttributeGroup]:
 
 def _bus_rescan_store(bus: PciBus, data: bytes) -> None:
     if _truth(data):
-        bus.host_bridge.pci.rescan_bus(bus)
+        pci = bus.host_bridge.pci
+        with pci.changing_topology_killable():
+            pci.rescan_bus(bus)
 
 
 PCI_BUS_CLASS_GROUP = AttributeGroup(
@@ -342,15 +347,17 @@ PCI_BUS_CLASS_GROUP = AttributeGroup(
 
 def _bus_type_rescan_store(bus_type: PciBusType, data: bytes) -> None:
     if _truth(data):
-        bus_type.pci.rescan()
+        with bus_type.pci.changing_topology_killable():
+            bus_type.pci.rescan()
 
 
 def _resource_alignment_store(bus_type: PciBusType, data: bytes) -> None:
     bus_type.resource_alignment = data.decode("latin-1").strip()
 
 
-def _resource_alignment_show(bus_type: PciBusType) -> str:
-    return f"{bus_type.resource_alignment}\n" if bus_type.resource_alignment else ""
+def _resource_alignment_show(bus_type: PciBusType) -> bytes:
+    text = f"{bus_type.resource_alignment}\n" if bus_type.resource_alignment else ""
+    return text.encode("latin-1")
 
 
 PCI_BUS_TYPE_GROUP = AttributeGroup(

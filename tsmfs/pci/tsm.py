@@ -511,7 +511,7 @@ class PciTsmCore:
                 if pdev.driver is not None:
                     fail(errno.EBUSY)
                 tsm: object = self._call(pdev, "lock", lock)
-                if not isinstance(tsm, PciTsmDevsec):
+                if not isinstance(tsm, PciTsmDevsec) or tsm.pdev is not pdev:
                     pdev.err(f"PCI/TSM: {owner.name} lock returned nonsense")
                     fail(errno.EIO)
                 pdev.tsm = tsm
