@@ -29,7 +29,8 @@ test: .venv/.ready-test
 lint: .venv/.ready-test
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy --strict tsmfs netlink tests Documentation/manpages.py
+	$(PYTHON) -m mypy --strict tsmfs netlink tests Documentation/manpages.py \
+	    Documentation/examples/vendor_tsm/vendor_tsm.py
 	shellcheck $(SHELL_SCRIPTS)
 
 bench: .venv/.ready-test

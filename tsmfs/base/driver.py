@@ -71,7 +71,8 @@ def _unbind_store(driver: DeviceDriver, data: bytes) -> None:
     dev = _device(driver, data)
     if dev is None or dev.driver is not driver:
         fail(errno.ENODEV)
-    driver.bus.release_driver(dev, driver)
+    with dev.lock.lock_interruptible():
+        driver.bus.release_driver(dev, driver)
 
 
 def _uevent_store(driver: DeviceDriver, data: bytes) -> None:

@@ -53,7 +53,6 @@ class DevsecLinkOps(PciTsmLinkOps):
         self._all_bridges = all_bridges
         self._stream_ids = Ida()
         self._streams: dict[PciDev, PciIde] = {}
-        self.tsm_dev: TsmDevice | None = None
 
     def probe(self, tsm_dev: TsmDev, pdev: PciDev) -> PciTsm | None:
         """Take only functions of the sample's own bridges, unless told otherwise."""
@@ -70,18 +69,21 @@ class DevsecLinkOps(PciTsmLinkOps):
         free stream, ENXIO when the endpoint does not become secure. A device that cannot have a
         stream gets a session alone.
         """
-        assert isinstance(pdev.tsm, PciTsmPf0)
+        tsm = pdev.tsm
+        assert isinstance(tsm, PciTsmPf0)
         # All that there is of a session: the sample's devices have no SPDM responder.
-        pdev.tsm.doe_mb.exchange(PCI_VENDOR_ID_PCI_SIG, regs.PCI_DOE_FEATURE_DISCOVERY, bytes(4))
+        tsm.doe_mb.exchange(PCI_VENDOR_ID_PCI_SIG, regs.PCI_DOE_FEATURE_DISCOVERY, bytes(4))
         with contextlib.ExitStack() as undo:
             self._common.get()
             undo.callback(self._common.put)
             if pdev.pcie_type is PciExpType.ENDPOINT and pdev.ide_cap:
-                ide = self._connect_stream(pdev, undo)
+                ide = self._connect_stream(pdev, _tsm_device(tsm), undo)
                 self._streams[pdev] = ide
             undo.pop_all()
 
-    def _connect_stream(self, pdev: PciDev, undo: contextlib.ExitStack) -> PciIde:
+    def _connect_stream(
+        self, pdev: PciDev, tsm_dev: TsmDevice, undo: contextlib.ExitStack
+    ) -> PciIde:
         stream_id = self._stream_ids.alloc(NR_TSM_STREAMS)
         if stream_id is None:
             fail(errno.EBUSY)
@@ -94,8 +96,6 @@ class DevsecLinkOps(PciTsmLinkOps):
         pci_ide_stream_register(ide)
         pci_ide_stream_setup(pdev, ide)
         pci_ide_stream_setup(ide.root_port, ide)
-        tsm_dev = self.tsm_dev
-        assert tsm_dev is not None
         tsm_dev.ide_stream_register(pdev.host_bridge)
         undo.callback(lambda: tsm_dev.ide_stream_unregister(pdev.host_bridge))
         pci_ide_stream_enable(pdev, ide)
@@ -105,8 +105,8 @@ class DevsecLinkOps(PciTsmLinkOps):
         """Undo :meth:`connect` in reverse."""
         ide = self._streams.pop(pdev, None)
         if ide is not None:
-            if self.tsm_dev is not None:
-                self.tsm_dev.ide_stream_unregister(pdev.host_bridge)
+            assert pdev.tsm is not None
+            _tsm_device(pdev.tsm).ide_stream_unregister(pdev.host_bridge)
             pci_ide_stream_release(ide)
             self._stream_ids.free(ide.stream_id)
         self._common.put()
@@ -120,6 +120,16 @@ class DevsecLinkOps(PciTsmLinkOps):
         return b""
 
 
+def _tsm_device(tsm: PciTsm) -> TsmDevice:
+    """The class device of a context's TSM.
+
+    Taken from the context: the first connect may come with the TSM's ``change`` uevent, before
+    its registration has returned.
+    """
+    assert isinstance(tsm.tsm_dev, TsmDevice)
+    return tsm.tsm_dev
+
+
 def _init(host: Host, module: LoadedModule) -> None:
     common = common_of(host)
     ops = DevsecLinkOps(common, all_bridges=module.params["all_bridges"] is True)
@@ -130,7 +140,7 @@ def _init(host: Host, module: LoadedModule) -> None:
         if pdev is None:
             fail(errno.ENODEV)
         tsm = pdev.tsm
-        if tsm is None or tsm.tsm_dev is not ops.tsm_dev:
+        if tsm is None or _tsm_device(tsm).parent_device is not fdev:
             fail(errno.ENXIO)
         return pdev
 
@@ -146,7 +156,6 @@ def _init(host: Host, module: LoadedModule) -> None:
 
     def probe(fdev: FauxDevice) -> None:
         tsm_dev = host.tsm.register(fdev, ops)
-        ops.tsm_dev = tsm_dev
         fdev.devres.callback(lambda: host.tsm.unregister(tsm_dev))
 
     group = AttributeGroup(

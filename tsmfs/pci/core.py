@@ -39,6 +39,7 @@ from tsmfs.pci.iov import (
     pci_iov_remove_virtfn_links,
 )
 from tsmfs.pci.pci_dev import PCI_BRIDGE_RESOURCES, PciBus, PciDev, pci_uevent_vars
+from tsmfs.pci.regs import PciExpType
 from tsmfs.pci.reset import pci_init_reset_methods
 from tsmfs.pci.sysfs import PCI_BUS_CLASS_GROUP, PCI_BUS_TYPE_GROUP, pci_dev_groups
 from tsmfs.pci.tsm import PciTsmCore, TsmDev
@@ -170,6 +171,11 @@ class PciCore:
             dev.subsystem_vendor = config.read(regs.PCI_SUBSYSTEM_VENDOR_ID, 2)
             dev.subsystem_device = config.read(regs.PCI_SUBSYSTEM_ID, 2)
         self._read_pcie_cap(dev)
+        kind = f" {_PCIE_TYPE_NAMES[dev.pcie_type]}" if dev.pcie_type is not None else ""
+        dev.info(
+            f"[{dev.vendor:04x}:{dev.device:04x}] type {int(bridge):02d} "
+            f"class 0x{dev.class_code:06x}{kind or ' conventional PCI'}"
+        )
         self._read_bases(dev, 2 if bridge else 6)
         if bridge:
             self._read_windows(dev)
@@ -184,6 +190,7 @@ class PciCore:
     def _read_bases(self, dev: PciDev, count: int) -> None:
         for index, start, size, flags in read_bases(dev.config, regs.PCI_BASE_ADDRESS_0, count):
             resource = Resource(start, start + size - 1, dev.name, flags)
+            dev.info(f"BAR {index} {_range(resource)}")
             self.claim(dev, index, resource)
 
     def claim(self, dev: PciDev, index: int, resource: Resource) -> None:
@@ -364,6 +371,15 @@ class PciCore:
         fail(errno.ENODEV)
 
 
+def _range(resource: Resource) -> str:
+    """``[mem 0x...-0x... 64bit pref]``, as ``%pR`` prints a resource."""
+    kind = "io " if resource.flags & IORESOURCE_IO else "mem"
+    width = 4 if resource.flags & IORESOURCE_IO else 8
+    wide = " 64bit" if resource.flags & IORESOURCE_MEM_64 else ""
+    prefetch = " pref" if resource.flags & IORESOURCE_PREFETCH else ""
+    return f"[{kind} 0x{resource.start:0{width}x}-0x{resource.end:0{width}x}{wide}{prefetch}]"
+
+
 class PciBusType(BusType):
     """``bus/pci``."""
 
@@ -380,6 +396,17 @@ class PciBusType(BusType):
         sriov = dev.physfn.sriov if dev.physfn is not None else None
         return sriov is None or sriov.drivers_autoprobe or dev.driver_override is not None
 
+
+_PCIE_TYPE_NAMES = {
+    PciExpType.ENDPOINT: "PCIe Endpoint",
+    PciExpType.LEG_END: "PCIe Legacy Endpoint",
+    PciExpType.ROOT_PORT: "PCIe Root Port",
+    PciExpType.UPSTREAM: "PCIe Switch Upstream Port",
+    PciExpType.DOWNSTREAM: "PCIe Switch Downstream Port",
+    PciExpType.PCI_BRIDGE: "PCIe to PCI/PCI-X bridge",
+    PciExpType.RC_END: "PCIe Root Complex Integrated Endpoint",
+}
+"""As the kernel log names them (``pcie_type_names()``)."""
 
 _WINDOWS = (
     (BridgeWindow.IO, IORESOURCE_IO | regs.PCI_IO_RANGE_TYPE_32),

@@ -47,7 +47,7 @@ def pci_reset_function(dev: PciDev) -> None:
     """
     if not dev.reset_methods:
         fail(errno.ENOTTY)
-    with dev.lock.lock():
+    with dev.lock.lock_interruptible():
         saved = dev.config.read_bytes(0, regs.PCI_CFG_SPACE_SIZE)
         dev.config.reset()
         dev.config.write_bytes(0, saved)

@@ -73,7 +73,7 @@ def _bool_field(name: str) -> Callable[[PciDev, bytes], None]:
 def _enable_store(dev: PciDev, data: bytes) -> None:
     _require_admin()
     value = _truth(data)
-    with dev.lock.lock():
+    with dev.lock.lock_interruptible():
         if dev.driver is not None:
             fail(errno.EBUSY)
         if value:
@@ -127,7 +127,7 @@ def _driver_override_store(dev: PciDev, data: bytes) -> None:
     if len(data) >= _PAGE_SIZE - 1:
         fail(errno.EINVAL)
     text = data.split(b"\n")[0].split(b"\0")[0].decode("latin-1")
-    with dev.lock.lock():
+    with dev.lock.lock_interruptible():
         dev.driver_override = text or None
 
 

@@ -300,7 +300,8 @@ class PciTsmCore:
         """Functions that depend on *pf0*, without it (``pci_tsm_walk_fns()``)."""
         for number in range(8):
             pf = pf0.function_at(number)
-            if pf is None:
+            # A virtual function can have such a number too; it comes with its physical function.
+            if pf is None or pf.is_virtfn:
                 continue
             if number > 0:
                 yield pf
@@ -449,7 +450,7 @@ class PciTsmCore:
 
     def unbind(self, pdev: PciDev) -> None:
         """Undo :meth:`bind`; nothing when it is not bound (``pci_tsm_unbind()``)."""
-        with self.rwsem.read():
+        with self.rwsem.read_interruptible():
             self._unbind(pdev)
 
     def _unbind(self, pdev: PciDev) -> None:
@@ -583,7 +584,9 @@ class PciTsmCore:
                 self.devsec_count += 1
             if (self.link_count if link else self.devsec_count) == 1:
                 for pdev in self._devices():
-                    if is_pci_tsm_pf0(pdev) if link else has_tee(pdev):
+                    # One that a devsec TSM locked shows what the first link TSM brings, pf0 or not.
+                    concerned = is_pci_tsm_pf0(pdev) or pdev.tsm is not None
+                    if concerned if link else has_tee(pdev):
                         self._update_groups(pdev)
 
     def unregister(self, tsm_dev: TsmDev, forget: Callable[[], None]) -> None:
