@@ -130,6 +130,8 @@ class Library:
         self.version: int = library.fuse_version()
         self._loop: int | None = None
         self._loop_lock = threading.Lock()
+        self.mounted = False
+        """Whether the loop ever ran."""
         self.stopping = False
         """Set when the filesystem goes away: whoever waits in it gives up."""
 
@@ -148,6 +150,7 @@ class Library:
     def remember_loop(self) -> None:
         """Keep what :meth:`stop` needs; called inside a request."""
         self._loop = self.context().fuse
+        self.mounted = True
 
     def forget_loop(self) -> None:
         """The loop has ended, and libfuse frees it."""
@@ -369,7 +372,9 @@ class Filesystem:
                 **_mount_options(self._library.version),
             )
         except RuntimeError as error:
-            raise MountError(f"cannot mount on {directory}") from error
+            # libfuse 3 fails also when a signal ended its loop.
+            if not self._library.mounted:
+                raise MountError(f"cannot mount on {directory}") from error
 
     def stop(self) -> bool:
         """Let :meth:`run` end, and whoever waits inside the filesystem give up.

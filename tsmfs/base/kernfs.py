@@ -292,7 +292,7 @@ class Kernfs:
         (``may_linkat()`` with fs.protected_hardlinks=1, which all distributions set).
         """
         node = self.node(existing)
-        if self._owns(node) or self._permits(node, _R | _W, capable=Task.capable):
+        if self._owns(node) or self._permits(node, _R | _W, capable=_capable):
             self.make(new)
         fail(errno.EPERM)
 
@@ -311,7 +311,7 @@ class Kernfs:
         return self.node(path.rpartition("/")[0] or "/")
 
     def _require(self, node: Node, mask: int) -> None:
-        if not self._permits(node, mask, capable=Task.capable):
+        if not self._permits(node, mask, capable=_capable):
             fail(errno.EACCES)
 
     def _permits(self, node: Node, mask: int, *, capable: Callable[[Caller, int], bool]) -> bool:
@@ -351,6 +351,10 @@ class Kernfs:
     def _require_owner(self, node: Node) -> None:
         if not self._owns(node):
             fail(errno.EPERM)
+
+
+def _capable(caller: Caller, capability: int) -> bool:
+    return caller.capable(capability)
 
 
 def _in_group(caller: Caller, gid: int) -> bool:

@@ -267,7 +267,8 @@ class Link(Node):
         here = self.parent.path().split("/")[1:] if self.parent else []
         there = self.target.path().split("/")[1:]
         common = 0
-        for ours, theirs in zip(here, there, strict=False):
+        # As the kernel's, it names the target even from inside of it: ``../../../pci0000:00``.
+        for ours, theirs in zip(here, there[:-1], strict=False):
             if ours != theirs:
                 break
             common += 1
@@ -303,9 +304,13 @@ class File(Node):
         return size if isinstance(size, int) else size(self.kobj)
 
     @property
+    def _mode_now(self) -> int:
+        return self.mode if self.iattr is None else self.iattr.mode
+
+    @property
     def readable(self) -> bool:
         """Whether it can be opened for reading at all (``KERNFS_ROOT_EXTRA_OPEN_PERM_CHECK``)."""
-        if not self.inode().mode & 0o444:
+        if not self._mode_now & 0o444:
             return False
         if isinstance(self.attribute, Attribute):
             return self.attribute.show is not None
@@ -315,7 +320,7 @@ class File(Node):
     @property
     def writable(self) -> bool:
         """Whether it can be opened for writing at all."""
-        if not self.inode().mode & 0o222:
+        if not self._mode_now & 0o222:
             return False
         if isinstance(self.attribute, Attribute):
             return self.attribute.store is not None
