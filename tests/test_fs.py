@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -14,12 +16,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.tree_server import build_tree
 from tsmfs import fs
+from tsmfs.base.kernfs import UTIME_NOW, UTIME_OMIT, Caller, Kernfs
+from tsmfs.kernel.task import running_as
 
 ROOT = Path(__file__).resolve().parent.parent
 NOBODY = 65534
@@ -31,6 +37,20 @@ USERS = [0, NOBODY] if os.geteuid() == 0 else [os.geteuid()]
 
 def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), **extra}
+
+
+def environment_of_another_user() -> dict[str, str]:
+    """Without the measuring of coverage, which could not write down its results."""
+    return {k: v for k, v in environment().items() if not k.startswith("COVERAGE_")}
+
+
+def unmount(directory: Path) -> None:
+    programs = [["umount", "-l"]] if os.geteuid() == 0 else []
+    programs += [["fusermount3", "-uz"], ["fusermount", "-uz"]]
+    for program in programs:
+        if shutil.which(program[0]):
+            subprocess.run([*program, directory], check=False)
+            return
 
 
 @contextlib.contextmanager
@@ -55,13 +75,12 @@ def mounted_tree(directory: Path, binding: str) -> Iterator[Path]:
             pytest.fail(server.communicate()[1])
         yield directory
     finally:
-        server.send_signal(signal.SIGTERM)
+        unmount(directory)
         try:
             _, errors = server.communicate(timeout=10)
         except subprocess.TimeoutExpired:
             server.kill()
             errors = "it did not end"
-            subprocess.run(["umount", "-l", directory], check=False)
     assert errors == ""
 
 
@@ -126,7 +145,7 @@ def probe(root: Path, uid: int, directory: str, names: list[str]) -> dict[str, o
     """What a sysfs answers to a user."""
     done = subprocess.run(
         [sys.executable, ROOT / "tests" / "sysfs_probe.py", root, str(uid), directory, *names],
-        env=environment(),
+        env=environment_of_another_user(),
         capture_output=True,
         text=True,
         check=True,
@@ -426,6 +445,156 @@ def test_many_slow_readers_leave_room_for_others(device: Path) -> None:
         for reader in readers:
             reader.wait(timeout=10)
     assert (device / "slow").read_text() == "0\n"
+
+
+# --- the operations, called as the bindings call them
+
+
+@pytest.fixture
+def operations() -> Iterator[fs.CallableOperations]:
+    """The operations on the tree of tree_server.py, outside of any request."""
+    root = build_tree()
+    path = fs.choose_binding({}).find_library()
+    assert path is not None
+    caller = Caller(root.tree.uid, root.tree.gid, os.getpid())
+    with running_as(caller):
+        yield fs.CallableOperations(Kernfs(root), fs.Library(path), caller, lambda: None)
+
+
+FILE = "/devices/pci0000:00/0000:00:01.0/0000:01:00.0/driver_override"
+NEW = "/devices/new"
+
+
+def test_operations_on_a_file(operations: fs.CallableOperations) -> None:
+    handle = operations("open", FILE, os.O_RDWR)
+    assert operations("write", FILE, b"x\n", 0, handle) == 2
+    assert operations("read", FILE, 4096, 0, handle) == b"x\n"
+    operations("access", FILE, os.W_OK)
+    operations("truncate", FILE, 0)
+    operations("truncate", FILE, 0, handle)
+    operations("chmod", FILE, 0o100600)
+    operations("chown", FILE, 12, -1)
+    operations("chown", FILE, -1, 34)
+    operations("utimens", FILE, (5_000_000_000, 7_000_000_000))
+    operations("utimens", FILE, (UTIME_NOW, UTIME_OMIT))
+    attributes = operations("getattr", FILE)
+    assert attributes["st_mode"] == stat.S_IFREG | 0o600
+    assert (attributes["st_uid"], attributes["st_gid"]) == (12, 34)
+    assert attributes["st_mtime"] == 7_000_000_000
+    before = time.time_ns()
+    operations("utimens", FILE, None)
+    assert operations("getattr", FILE)["st_mtime"] >= before - 1_000_000_000
+    assert operations("listxattr", FILE) == []
+
+
+def test_operations_on_a_directory(operations: fs.CallableOperations) -> None:
+    (link,) = [entry for entry in operations("readdir", "/bus/pci/devices", 0) if entry[1]]
+    assert link[0] == "0000:01:00.0"
+    assert link[1]["st_mode"] == stat.S_IFLNK
+    assert operations("readlink", f"/bus/pci/devices/{link[0]}").startswith("../../../devices/")
+    assert operations("statfs", "/")["f_bsize"] == 4096
+
+
+@pytest.mark.parametrize(
+    ("call", "number"),
+    [
+        (("mkdir", NEW, 0o755), errno.EPERM),
+        (("mknod", NEW, stat.S_IFREG, 0), errno.EACCES),
+        (("mknod", NEW, stat.S_IFIFO, 0), errno.EPERM),
+        (("symlink", NEW, "x"), errno.EPERM),
+        (("link", NEW, FILE), errno.EPERM),
+        (("unlink", FILE), errno.EPERM),
+        (("rmdir", "/devices"), errno.EPERM),
+        (("rename", FILE, NEW), errno.EPERM),
+        (("setxattr", FILE, "user.x", b"", 0), errno.ENOTSUP),
+        (("removexattr", FILE, "trusted.x"), errno.ENODATA),
+    ],
+)
+def test_operations_that_are_refused(
+    operations: fs.CallableOperations, call: tuple[object, ...], number: int
+) -> None:
+    name, *arguments = call
+    assert answer(lambda: operations(str(name), *arguments)) == number
+
+
+def test_a_thread_without_a_request_has_no_caller_to_be_interrupted() -> None:
+    path = fs.choose_binding({}).find_library()
+    assert path is not None
+    library = fs.Library(path)
+    requester = fs.Requester(library, 0)
+    assert (requester.uid, requester.gid, requester.pid) == (0, 0, 0)
+    assert not requester.interrupted()
+    assert not library.stop()
+    assert library.stopping
+    assert not requester.interrupted()
+
+
+def test_whatever_an_operation_raises_becomes_an_errno() -> None:
+    class Binding:
+        """Takes the place of the class FUSE of a binding."""
+
+        operations = None
+
+        def call(self, function: Callable[..., object]) -> object:
+            return self._wrapper(function)  # type: ignore[attr-defined]
+
+    reports: list[str] = []
+    fuse = fs._lean(Binding, reports.append)()
+
+    def busy() -> None:
+        raise OSError(errno.EBUSY, "busy")
+
+    def anonymous() -> None:
+        raise OSError("without a number")
+
+    def wrong() -> None:
+        raise KeyError("wrong")
+
+    assert fuse.call(lambda: None) == 0
+    assert fuse.call(lambda: 5) == 5
+    assert fuse.call(busy) == -errno.EBUSY
+    assert fuse.call(anonymous) == -errno.EIO
+    assert reports == []
+    assert fuse.call(wrong) == -errno.EIO
+    assert "wrong failed\nTraceback" in reports[0]
+
+
+@dataclass
+class FileInfo:
+    """As much of ``struct fuse_file_info`` as the quick operations touch."""
+
+    flags: int = os.O_RDONLY
+    fh: int = 0
+
+    @property
+    def contents(self) -> FileInfo:
+        return self
+
+
+def test_open_and_read_go_straight_to_the_operations(operations: fs.CallableOperations) -> None:
+    lean = fs._lean(object, lambda _: None)()
+    lean.operations = operations
+    info = FileInfo()
+    assert lean.open(FILE.encode(), info) == 0
+    buffer = ctypes.create_string_buffer(4096)
+    assert lean.read(FILE.encode(), buffer, 4096, 0, info) == 7
+    assert buffer.value == b"(null)\n"
+
+
+def test_init_and_destroy_mark_the_time_that_it_is_mounted() -> None:
+    path = fs.choose_binding({}).find_library()
+    assert path is not None
+    library = fs.Library(path)
+    states = [library.mounted]
+
+    def ready() -> None:
+        states.append(library.mounted)
+
+    operations = fs.Operations(Kernfs(build_tree()), library, Caller(0, 0, 0), ready)
+    operations.init("/")
+    operations.destroy("/")
+    assert states == [False, True]
+    assert not library.stop()
 
 
 # --- choice of the binding

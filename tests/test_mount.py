@@ -30,6 +30,11 @@ def environment(binding: str = "fusepy") -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), fs.BINDING_VARIABLE: binding}
 
 
+def environment_of_another_user(binding: str) -> dict[str, str]:
+    """Without the measuring of coverage, which could not write down its results."""
+    return {k: v for k, v in environment(binding).items() if not k.startswith("COVERAGE_")}
+
+
 def command(*arguments: str | Path, binding: str = "fusepy") -> tuple[int, str]:
     """Run ``tsmfs``: its exit status and what it wrote to standard error."""
     done = subprocess.run(
@@ -364,7 +369,7 @@ def test_a_user_is_root_of_the_machine_that_he_mounts(place: Path, binding: str)
         parent.chmod(0o755)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(MOUNT_AS_NOBODY), place, ROOT],
-        env=environment(binding),
+        env=environment_of_another_user(binding),
         capture_output=True,
         text=True,
         timeout=30,
@@ -379,7 +384,7 @@ def test_libfuse_is_quoted_when_it_cannot_mount(place: Path, binding: str) -> No
         parent.chmod(0o755)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(MOUNT_AS_NOBODY), place, ROOT],
-        env=environment(binding),
+        env=environment_of_another_user(binding),
         capture_output=True,
         text=True,
         timeout=30,

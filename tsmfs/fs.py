@@ -130,26 +130,30 @@ class Library:
         self.version: int = library.fuse_version()
         self._loop: int | None = None
         self._loop_lock = threading.Lock()
+        self.thread = threading.local()
+        """Has an attribute ``serves`` in the threads that work on requests."""
         self.mounted = False
         """Whether the loop ever ran."""
         self.stopping = False
         """Set when the filesystem goes away: whoever waits in it gives up."""
 
     def context(self) -> _Context:
-        """Who made the request that this thread works on."""
+        """Who made the request that this thread works on; root when it works on none."""
+        # libfuse has rubbish for other threads.
+        if not hasattr(self.thread, "serves"):
+            return _Context()
         context: _Context = self._context().contents
         return context
 
     def interrupted(self) -> bool:
         """Whether the request that this thread works on is no longer waited for."""
-        # libfuse crashes when it is asked by a thread that has no request.
-        if not self.context().fuse:
+        if not hasattr(self.thread, "serves"):
             return False
         return self.stopping or bool(self._interrupted())
 
     def remember_loop(self) -> None:
         """Keep what :meth:`stop` needs; called inside a request."""
-        self._loop = self.context().fuse
+        self._loop = self._context().contents.fuse
         self.mounted = True
 
     def forget_loop(self) -> None:
@@ -207,26 +211,26 @@ class Operations:
     flag_utime_omit_ok = 1
 
     def __init__(
-        self, kernfs: Kernfs, library: Library, requester: Requester, ready: Callable[[], None]
+        self, kernfs: Kernfs, library: Library, requester: Caller, ready: Callable[[], None]
     ) -> None:
         self._kernfs = kernfs
         self._files = OpenFiles(kernfs)
         self._library = library
         self._requester = requester
         self._ready = ready
-        self._thread = threading.local()
+        self._thread = library.thread
         self._pins = itertools.count()
 
     def _as_caller(self) -> Kernfs:
         """The tree, after making sure that this thread works for the caller."""
-        if not hasattr(self._thread, "adopted"):
+        if not hasattr(self._thread, "serves"):
             become(self._requester)
             # Python gives a thread that it did not start a new state for each call, which takes
             # longer than the rest of an answer. A second reference keeps the state, also after
             # libfuse ended the thread: hence the limit.
             if next(self._pins) < _MOST_PINS:
                 ctypes.pythonapi.PyGILState_Ensure()
-            self._thread.adopted = True
+            self._thread.serves = True
         return self._kernfs
 
     def init(self, path: str) -> None:

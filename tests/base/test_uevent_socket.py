@@ -46,9 +46,13 @@ if os.getuid() == 0 and "as nobody" in sys.argv:
 def in_a_namespace(*arguments: str) -> list[str]:
     """The lines that the script prints in a network namespace in which it is root."""
     options = "-n" if os.geteuid() == 0 else "-Urn"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if arguments:
+        # Another user could not write down what coverage measures.
+        environment = {k: v for k, v in environment.items() if not k.startswith("COVERAGE_")}
     done = subprocess.run(
         ["unshare", options, sys.executable, "-c", SCRIPT, *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=30,

@@ -28,6 +28,21 @@ def _wait_interruptible(condition: threading.Condition, ready: Callable[[], bool
 _Wait = Callable[[threading.Condition, Callable[[], bool]], None]
 
 
+class _ReadLock:
+    """Holds a semaphore for reading in a ``with`` block; one serves all readers."""
+
+    __slots__ = ("_sem",)
+
+    def __init__(self, sem: RwSem) -> None:
+        self._sem = sem
+
+    def __enter__(self) -> None:
+        self._sem._down_read(_wait_interruptible)
+
+    def __exit__(self, *exception: object) -> None:
+        self._sem._up_read()
+
+
 class RwSem:
     """Reader/writer semaphore: a waiting writer keeps later readers out.
 
@@ -37,7 +52,9 @@ class RwSem:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._condition = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._condition = threading.Condition(self._lock)
+        self._read_lock = _ReadLock(self)
         self._readers: dict[int, int] = {}
         self._writer: int | None = None
         self._depth = 0
@@ -52,14 +69,9 @@ class RwSem:
         finally:
             self._up_read()
 
-    @contextlib.contextmanager
-    def read_interruptible(self) -> Iterator[None]:
+    def read_interruptible(self) -> contextlib.AbstractContextManager[None]:
         """Hold for reading; EINTR when the caller gives up (``down_read_interruptible()``)."""
-        self._down_read(_wait_interruptible)
-        try:
-            yield
-        finally:
-            self._up_read()
+        return self._read_lock
 
     @contextlib.contextmanager
     def write(self) -> Iterator[None]:
@@ -90,26 +102,28 @@ class RwSem:
 
     def _down_read(self, wait: _Wait) -> None:
         me = threading.get_ident()
-        with self._condition:
+        with self._lock:
             if self._writer == me:
                 self._depth += 1
                 return
-            if me not in self._readers:
+            held = self._readers.get(me, 0)
+            if not held and (self._writer is not None or self._writers_waiting):
                 wait(
                     self._condition,
                     lambda: self._writer is None and not self._writers_waiting,
                 )
-            self._readers[me] = self._readers.get(me, 0) + 1
+            self._readers[me] = held + 1
 
     def _up_read(self) -> None:
         me = threading.get_ident()
-        with self._condition:
+        with self._lock:
             if self._writer == me:
                 self._depth -= 1
                 return
-            self._readers[me] -= 1
-            if not self._readers[me]:
-                del self._readers[me]
+            held = self._readers.pop(me) - 1
+            if held:
+                self._readers[me] = held
+            elif self._writers_waiting:
                 self._condition.notify_all()
 
     def _down_write(self, wait: _Wait) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -54,8 +53,16 @@ class Task:
         return self.uid == self.privileged_uid
 
 
+@dataclass(frozen=True, slots=True)
+class _KernelThread(Task):
+    """No process at all: the kernel itself, which may do everything."""
+
+    def capable(self, capability: int) -> bool:
+        return True
+
+
 _local = threading.local()
-_KERNEL_THREAD = Task(uid=0, gid=0, pid=os.getpid())
+_KERNEL_THREAD = _KernelThread(uid=0, gid=0, pid=0)
 
 
 def current() -> Task:
