@@ -60,7 +60,7 @@ def mounted_tree(directory: Path, binding: str) -> Iterator[Path]:
     # Another user has to come here.
     for parent in (directory.parent, directory.parent.parent, directory.parent.parent.parent):
         with contextlib.suppress(PermissionError):
-            parent.chmod(0o755)
+            parent.chmod(parent.stat().st_mode | 0o055)
     server = subprocess.Popen(
         [sys.executable, "-X", "dev", ROOT / "tests" / "tree_server.py", directory],
         env=environment(TSMFS_FUSE=binding),

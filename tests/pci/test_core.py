@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.machines import Shell, boot, fails, pci, summary
+from tsmfs.kernel.resource import IORESOURCE_IO, IORESOURCE_MEM, Resource
 from tsmfs.pci.core import PciCore
 from tsmfs.pci.hardware import HwBus
 from tsmfs.pci.host_bridge import PciHostBridge
@@ -383,9 +384,25 @@ def test_a_bar_that_has_no_room_is_in_the_log(sh: Shell) -> None:
     dev = sh.dev("0000:81:00.0")
     bar = dev.resource[0]
     assert bar is not None
-    core_of(sh).claim(dev, 1, type(bar)(bar.start, bar.end, "again", bar.flags))
+    core_of(sh).claim(dev, 1, Resource(bar.start, bar.end, "again", bar.flags))
     assert "0000:81:00.0: BAR 1" in sh.dmesg()
     assert "conflicts with" in sh.dmesg()
+
+
+def test_a_bar_outside_every_window_is_in_the_machines_own_tree(sh: Shell) -> None:
+    dev = sh.dev("0000:81:00.0")
+    for index, place in ((1, (0xFFF00000, 0xFFF00FFF)), (2, (0xF000, 0xF0FF))):
+        flags = IORESOURCE_MEM if index == 1 else IORESOURCE_IO
+        core_of(sh).claim(dev, index, Resource(*place, dev.name, flags))
+    assert "\nfff00000-fff00fff : 0000:81:00.0\n" in sh.iomem()
+    assert sh.cat("/kernel/tsmfs/ioports").endswith("\nf000-f0ff : 0000:81:00.0\n")
+
+
+def test_nothing_is_known_of_an_empty_slot(sh: Shell) -> None:
+    bus = core_of(sh).host_bridges[0].hw_root
+    for call in (core_of(sh).plug, core_of(sh).unplug):
+        with fails(errno.ENODEV):
+            call(bus, 0x1F)
 
 
 def test_a_walk_of_a_bus_meets_ports_before_what_is_behind_them(sh: Shell) -> None:

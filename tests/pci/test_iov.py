@@ -12,7 +12,12 @@ from tests.machines import Shell, boot, errno_of_result, fails, pci, summary, th
 from tsmfs.base.driver import driver_register
 from tsmfs.kernel.errors import fail
 from tsmfs.pci import regs
-from tsmfs.pci.iov import pci_disable_sriov, pci_enable_sriov, pci_sriov_configure_simple
+from tsmfs.pci.iov import (
+    pci_disable_sriov,
+    pci_enable_sriov,
+    pci_iov_init,
+    pci_sriov_configure_simple,
+)
 from tsmfs.pci.pci_dev import PciDev, PciDeviceId, PciDriver
 
 NIC = "0000:01:00.0"
@@ -67,6 +72,15 @@ def test_a_physical_function_has_its_files(sh: Shell) -> None:
         for name in files
     }
     assert not [name for name in sh.ls(pci("0000:81:00.0")) if name.startswith("sriov_")]
+
+
+def test_a_capability_for_no_functions_counts_as_none(sh: Shell) -> None:
+    dev = sh.dev(NIC)
+    assert dev.sriov is not None
+    dev.config.set(dev.sriov.pos + regs.PCI_SRIOV_TOTAL_VF, 2, 0)
+    dev.sriov = None
+    pci_iov_init(sh.machine.pci, dev)
+    assert dev.sriov is None
 
 
 @pytest.mark.parametrize("number", [1, 3, 8])

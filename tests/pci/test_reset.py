@@ -134,6 +134,14 @@ def test_a_reset_keeps_virtual_functions(num_vfs: int) -> None:
     assert sh.read(f"{NIC}/config", pos, regs.PCI_EXT_CAP_SRIOV_SIZEOF) == before
 
 
+def test_a_function_without_virtual_functions_is_reset_too() -> None:
+    sh = boot("server")
+    nvme = pci("0000:81:00.0")
+    before = sh.read(f"{nvme}/config")
+    sh.echo("1", f"{nvme}/reset")
+    assert sh.read(f"{nvme}/config") == before
+
+
 def test_without_a_method_there_is_no_reset() -> None:
     sh = boot("server")
     sh.echo("", f"{NIC}/reset_method")
