@@ -91,10 +91,12 @@ def test_connecting_and_disconnecting_leaves_everything_as_it_was(sh: Shell) -> 
 )
 def test_a_fault_at_any_point_of_connect_leaves_nothing(sh: Shell, point: str, number: int) -> None:
     before = everything(sh)
-    sh.fault(point, errno="ETIMEDOUT")
-    with fails(number):
-        connect(sh)
-    assert everything(sh) == before
+    # More often than the platform has Stream IDs.
+    for _ in range(5):
+        sh.fault(point, errno="ETIMEDOUT")
+        with fails(number):
+            connect(sh)
+        assert everything(sh) == before
     connect(sh)
 
 

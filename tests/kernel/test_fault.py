@@ -48,7 +48,9 @@ def test_the_points_are_those_of_the_interface() -> None:
 
 
 def test_certain_and_without_limit_is_every_call() -> None:
-    assert all(pattern(faults(), 50))
+    made = faults()
+    assert all(pattern(made, 50))
+    assert made.points[POINT].times == -1
 
 
 def test_a_point_fails_as_many_times_as_it_may() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -239,3 +240,37 @@ def test_a_signal_ends_the_wait_for_a_mutex_that_another_holds(pool: ThreadPoolE
     with running_as(caller.task), fails(errno.EINTR), mutex.lock_interruptible():
         pass
     first.let_go()
+
+
+def test_readers_who_waited_for_a_writer_go_before_the_next_one() -> None:
+    sem = RwSem("test")
+    order: list[str] = []
+    first_holds, go = threading.Event(), threading.Event()
+
+    def first_writer() -> None:
+        with sem.write():
+            first_holds.set()
+            go.wait(10)
+            order.append("first writer")
+
+    def second_writer() -> None:
+        with sem.write():
+            order.append("second writer")
+
+    def reader() -> None:
+        with sem.read():
+            order.append("reader")
+
+    threads = [threading.Thread(target=first_writer)]
+    threads[0].start()
+    first_holds.wait(10)
+    threads += [threading.Thread(target=second_writer), threading.Thread(target=reader)]
+    for thread in threads[1:]:
+        thread.start()
+    deadline = time.monotonic() + 10
+    while not (sem._writers_waiting and sem._readers_waiting) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    go.set()
+    for thread in threads:
+        thread.join(10)
+    assert order == ["first writer", "reader", "second writer"]

@@ -485,3 +485,40 @@ def test_modinfo_has_a_line_for_each_module_known(chain: Fixture) -> None:
         "p\tTest module p\t\tflag:bool:a boolean;count:int:an integer;"
         f"text_value:charp:a text;{autoprobe}",
     ]
+
+
+def test_a_failed_load_takes_indirect_dependencies_along() -> None:
+    def fails_to_start(kernel: object, module: LoadedModule) -> None:
+        fail(errno.ENODEV)
+
+    def starts(kernel: object, module: LoadedModule) -> None:
+        pass
+
+    table: ModuleTable[object] = ModuleTable(
+        [
+            Module("a", fails_to_start, "", depends=("b",)),
+            Module("b", starts, "", depends=("c",)),
+            Module("c", starts, ""),
+        ],
+        Log(),
+        None,
+    )
+    with pytest.raises(OSError, match=r"\S") as caught:
+        table.modprobe("a")
+    assert caught.value.errno == errno.ENODEV
+    assert table.loaded == {}
+
+
+def test_a_module_that_depends_on_itself_is_eloop() -> None:
+    def starts(kernel: object, module: LoadedModule) -> None:
+        pass
+
+    table: ModuleTable[object] = ModuleTable(
+        [Module("a", starts, "", depends=("b",)), Module("b", starts, "", depends=("a",))],
+        Log(),
+        None,
+    )
+    with pytest.raises(OSError, match="depends on itself") as caught:
+        table.modprobe("a")
+    assert caught.value.errno == errno.ELOOP
+    assert table.loaded == {}

@@ -15,12 +15,12 @@ from tsmfs.pci.hardware import HwBus
 from tsmfs.pci.host_bridge import PciHostBridge
 from tsmfs.pci.pci_dev import PciDev
 
+# In the order of a scan: all slots of a bus, then what is behind its bridges.
 SERVER = [
-    "0000:00:01.0", "0000:01:00.0",
-    "0000:00:02.0", "0000:02:00.0", "0000:03:00.0",
-    "0000:04:00.0", "0000:04:00.1", "0000:04:00.2", "0000:03:01.0",
-    "0000:00:08.0", "0000:00:1c.0", "0000:06:00.0", "0000:00:1e.0",
-    "0000:80:01.0", "0000:81:00.0", "0000:80:02.0",
+    "0000:00:01.0", "0000:00:02.0", "0000:00:08.0", "0000:00:1c.0", "0000:00:1e.0",
+    "0000:01:00.0", "0000:02:00.0", "0000:03:00.0", "0000:03:01.0",
+    "0000:04:00.0", "0000:04:00.1", "0000:04:00.2", "0000:06:00.0",
+    "0000:80:01.0", "0000:80:02.0", "0000:81:00.0",
 ]  # fmt: skip
 
 SWITCH = ["0000:02:00.0", "0000:03:00.0", "0000:04:00.0", "0000:04:00.1", "0000:04:00.2",
@@ -345,10 +345,48 @@ def test_a_host_bridge_shows_its_stream_pool_if_it_has_one() -> None:
     assert sh.mode("/devices/pci0000:01/available_secure_streams") == 0o444
 
 
+def test_a_rescan_of_a_bus_that_has_gone_brings_nothing_back(sh: Shell) -> None:
+    dev = sh.dev("0000:02:00.0")
+    gone = dev.subordinate
+    assert gone is not None
+    core_of(sh).stop_and_remove(dev)
+    with fails(errno.ENODEV):
+        core_of(sh).rescan_bus(gone)
+    core_of(sh).rescan()
+    assert set(sh.devices()) == set(SERVER)
+    assert sh.realpath("/bus/pci/devices/0000:04:00.0").endswith("/0000:03:00.0/0000:04:00.0")
+
+
+def test_functions_are_all_shown_before_the_first_gets_a_driver() -> None:
+    sh = boot("server", [])
+    sh.modprobe("pci_stub")
+    core_of(sh).stop_and_remove(sh.dev("0000:00:02.0"))
+    for function in ("104c 8232", "1af4 1050"):
+        sh.echo(function, "/bus/pci/drivers/pci-stub/new_id")
+    heard = sh.uevents()
+    core_of(sh).rescan()
+    assert [(e.action.value, e.devpath.rpartition("/")[2]) for e in heard] == [
+        ("add", "0000:00:02.0"),
+        ("add", "0000:02"),
+        ("add", "0000:02:00.0"),
+        ("add", "0000:03"),
+        ("add", "0000:03:00.0"),
+        ("add", "0000:03:01.0"),
+        ("add", "0000:04"),
+        ("add", "0000:04:00.0"),
+        ("add", "0000:04:00.1"),
+        ("add", "0000:04:00.2"),
+        ("add", "0000:05"),
+        ("bind", "0000:02:00.0"),
+        ("bind", "0000:04:00.0"),
+        ("bind", "0000:04:00.2"),
+    ]
+
+
 def test_a_host_bridge_can_go_and_takes_all_below_it(sh: Shell) -> None:
     bridge = core_of(sh).host_bridges[0]
     core_of(sh).remove_host_bridge(bridge)
-    assert sh.devices() == ["0000:80:01.0", "0000:81:00.0", "0000:80:02.0"]
+    assert sh.devices() == ["0000:80:01.0", "0000:80:02.0", "0000:81:00.0"]
     assert not sh.exists("/devices/pci0000:00")
     assert sh.ls("/class/pci_bus") == {"0000:80", "0000:81", "0000:82"}
 
@@ -409,7 +447,10 @@ def test_a_walk_of_a_bus_meets_ports_before_what_is_behind_them(sh: Shell) -> No
     bus = core_of(sh).host_bridges[0].bus
     assert bus is not None
     walked: list[PciDev] = list(bus.walk())
-    assert [dev.name for dev in walked] == SERVER[:13]
+    assert {dev.name for dev in walked} == set(SERVER[:13])
+    for dev in walked:
+        port = dev.bus.self_dev
+        assert port is None or walked.index(port) < walked.index(dev)
     found = bus.find_bus(4)
     assert found is not None
     assert found.name == "0000:04"

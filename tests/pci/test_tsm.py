@@ -1535,3 +1535,23 @@ def test_odd_writes_harm_nothing(rig: Rig, data: bytes) -> None:
         assert rig.sh.write(path, b"") == 0
     assert rig.contexts() == set()
     assert "Traceback" not in rig.sh.dmesg()
+
+
+@pytest.mark.parametrize("kind", ["own", "none", "devsec"])
+def test_a_dependent_context_that_is_not_the_dsms_is_not_taken(rig: Rig, kind: str) -> None:
+    def probe(dev: PciDev, tsm_dev: TsmDev) -> PciTsm:
+        if is_pci_tsm_pf0(dev):
+            return pf0_constructor(dev, tsm_dev)
+        if kind == "devsec":
+            return PciTsmDevsec(dev, tsm_dev)
+        return PciTsm(dev, tsm_dev, dev if kind == "own" else None)
+
+    ops = LinkOps()
+    tsm = rig.register(ops)
+    ops.script.instead["probe"] = probe
+    rig.connect(SWITCH)
+    assert rig.contexts() == {SWITCH}
+    assert "gave a context of another DSM" in rig.sh.dmesg()
+    rig.tsms.unregister(tsm)
+    assert rig.contexts() == set()
+    assert rig.core.link_count == 0

@@ -106,7 +106,7 @@ class BusType(Kobject):
         EBUSY when it has a driver, ENODEV when it is going, else the errno of its probe.
         """
         with dev.lock.lock_interruptible():
-            if dev.dead or driver.name not in self.drivers:
+            if dev.dead or self.drivers.get(driver.name) is not driver:
                 fail(errno.ENODEV)
             if dev.driver is not None:
                 fail(errno.EBUSY)

@@ -11,9 +11,20 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from tsmfs.base.kobject import PAGE_SIZE, Attribute, Directory, File, Link, Node, Reader
+from tsmfs.base.kobject import (
+    PAGE_SIZE,
+    Attribute,
+    BinAttribute,
+    Directory,
+    File,
+    Link,
+    Node,
+    Reader,
+)
 from tsmfs.kernel.errors import fail
 from tsmfs.kernel.task import Task, current
 from tsmfs.kernel.task import become as become
@@ -35,6 +46,7 @@ _NS = 1_000_000_000
 _SERIAL_BITS = 32
 _SERIAL_MASK = (1 << _SERIAL_BITS) - 1
 _RECENT_MASK = (1 << 12) - 1
+_FOLLOWED_MAX = 256
 
 _X, _W, _R = os.X_OK, os.W_OK, os.R_OK
 _ALL_CLASSES = 0o111
@@ -100,20 +112,28 @@ class OpenFiles:
 
     To be told would cost a request for each file. So the last ones are kept, and a handle holds
     the inode number: an older file is found again by its path, and only the text of a read that
-    stopped half-way is lost. It is rendered anew then, as after a seek.
+    stopped half-way is lost. It is rendered anew then, as after a seek. Of files that somebody
+    may follow for long (``BinAttribute.open``) the last ones have a place of their own.
     """
 
     def __init__(self, kernfs: Kernfs) -> None:
         self._kernfs = kernfs
         self._serials = itertools.count()
         self._recent: list[OpenFile | None] = [None] * (_RECENT_MASK + 1)
+        self._followed: OrderedDict[int, OpenFile] = OrderedDict()
+        self._followed_lock = threading.Lock()
 
     def open(self, path: str, flags: int) -> int:
         """Open as :meth:`Kernfs.open` does; the handle of the open file."""
         file = self._kernfs.open(path, flags)
         serial = next(self._serials) & _SERIAL_MASK
         handle = file.ino << _SERIAL_BITS | serial
-        self._recent[serial & _RECENT_MASK] = OpenFile(file, handle)
+        opened = self._recent[serial & _RECENT_MASK] = OpenFile(file, handle)
+        if isinstance(file.attribute, BinAttribute) and file.attribute.open is not None:
+            with self._followed_lock:
+                self._followed[handle] = opened
+                if len(self._followed) > _FOLLOWED_MAX:
+                    self._followed.popitem(last=False)
         return handle
 
     def get(self, handle: int, path: str) -> OpenFile:
@@ -122,6 +142,10 @@ class OpenFiles:
         found = self._recent[slot]
         if found is not None and found.handle == handle:
             return found
+        with self._followed_lock:
+            if (followed := self._followed.get(handle)) is not None:
+                self._followed.move_to_end(handle)
+                return followed
         try:
             file = self._kernfs.node(path)
         except OSError as error:

@@ -220,8 +220,10 @@ class Directory(Node):
         return list(self.children)
 
     def add(self, node: Node) -> None:
-        """Show *node*; EEXIST when its name is taken."""
+        """Show *node*; EEXIST when its name is taken, ENOENT when this directory has gone."""
         with self.tree.lock:
+            if self.removed:
+                fail(errno.ENOENT, f"'{self.name}' has gone")
             if self.lookup(node.name) is not None:
                 fail(errno.EEXIST, f"cannot create duplicate '{self.path()}/{node.name}'")
             self.children[node.name] = node
@@ -448,7 +450,9 @@ class GroupDirectory(Directory):
     def lookup(self, name: str) -> Node | None:
         node = self.children.get(name)
         if node is None and name in self.modes:
-            node = _make_file(self, self.kobj, self.group, name, self.modes)
+            with self.tree.lock:
+                # It may have been hidden meanwhile.
+                node = _make_file(self, self.kobj, self.group, name, self.modes)
         return node
 
     def names(self) -> list[str]:
@@ -478,11 +482,19 @@ class Kobject(Directory):
 
     def lookup(self, name: str) -> Node | None:
         node = self.children.get(name)
-        if node is None:
-            for group, modes in zip(self._groups, self._modes, strict=True):
-                if group.name is None and name in modes:
-                    return _make_file(self, self, group, name, modes)
+        if node is None and self._shows(name):
+            with self.tree.lock:
+                # It may have been hidden meanwhile.
+                for group, modes in zip(self._groups, self._modes, strict=True):
+                    if group.name is None and name in modes:
+                        return _make_file(self, self, group, name, modes)
         return node
+
+    def _shows(self, name: str) -> bool:
+        return any(
+            group.name is None and name in modes
+            for group, modes in zip(self._groups, self._modes, strict=True)
+        )
 
     def names(self) -> list[str]:
         names = dict.fromkeys(list(self.children))

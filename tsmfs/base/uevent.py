@@ -61,7 +61,8 @@ class Uevents:
         self.ring = ByteRing(capacity)
         """Payloads, each followed by an extra NUL."""
         self.listeners: list[Callable[[Uevent], None]] = []
-        self._lock = threading.Lock()
+        # A listener may act on a uevent, and so cause another.
+        self._lock = threading.RLock()
 
     def send(
         self, action: Action, devpath: str, subsystem: str, env: Iterable[tuple[str, str]]

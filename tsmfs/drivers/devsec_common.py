@@ -12,6 +12,7 @@ from tsmfs.base.kobject import AttributeGroup, BinAttribute
 from tsmfs.drivers.host import Host, HostModule
 from tsmfs.kernel.errors import fail
 from tsmfs.kernel.module import LoadedModule
+from tsmfs.pci.evidence import EvidenceType, PciTsmEvidence
 
 BLOB_MAX = 16 << 20
 """Bytes that one blob can have."""
@@ -41,6 +42,15 @@ class DevsecCommon:
         """A context is gone."""
         with self._lock:
             self.contexts -= 1
+
+    def present(self, evidence: PciTsmEvidence) -> None:
+        """Fill a context's evidence with the blobs."""
+        evidence.update(
+            {
+                EvidenceType.CERT0: bytes(self.blobs["certs"]),
+                EvidenceType.MEASUREMENTS: bytes(self.blobs["transcript"]),
+            }
+        )
 
     def read(self, name: str, offset: int, count: int) -> bytes:
         """Bytes of a blob."""

@@ -35,7 +35,6 @@ from tsmfs.pci.tsm import (
     is_pci_tsm_pf0,
     link_constructor,
     pf0_constructor,
-    sysfs_streq,
 )
 
 NR_TSM_STREAMS = 4
@@ -79,6 +78,7 @@ class DevsecLinkOps(PciTsmLinkOps):
             if pdev.pcie_type is PciExpType.ENDPOINT and pdev.ide_cap:
                 ide = self._connect_stream(pdev, _tsm_device(tsm), undo)
                 self._streams[pdev] = ide
+            self._common.present(tsm.evidence)
             undo.pop_all()
 
     def _connect_stream(
@@ -136,7 +136,7 @@ def _init(host: Host, module: LoadedModule) -> None:
 
     def held(fdev: FauxDevice, data: bytes) -> PciDev:
         """The function named, if this TSM holds it: ENODEV, ENXIO."""
-        pdev = next((d for d in host.pci.devices() if sysfs_streq(data, d.name)), None)
+        pdev = host.pci.find_device(data.removesuffix(b"\n").decode("latin-1"))
         if pdev is None:
             fail(errno.ENODEV)
         tsm = pdev.tsm
@@ -145,14 +145,17 @@ def _init(host: Host, module: LoadedModule) -> None:
         return pdev
 
     def bind_store(fdev: FauxDevice, data: bytes) -> None:
-        pdev = held(fdev, data)
-        host.pci.tsm.bind(pdev, KVM, pdev.devid)
+        with host.pci.tsm_rwsem.read_interruptible():
+            pdev = held(fdev, data)
+            host.pci.tsm.bind(pdev, KVM, pdev.devid)
 
     def unbind_store(fdev: FauxDevice, data: bytes) -> None:
-        host.pci.tsm.unbind(held(fdev, data))
+        with host.pci.tsm_rwsem.read_interruptible():
+            host.pci.tsm.unbind(held(fdev, data))
 
     def request_store(fdev: FauxDevice, data: bytes) -> None:
-        host.pci.tsm.guest_req(held(fdev, data), PciTsmReqScope.INFO, data)
+        with host.pci.tsm_rwsem.read_interruptible():
+            host.pci.tsm.guest_req(held(fdev, data), PciTsmReqScope.INFO, data)
 
     def probe(fdev: FauxDevice) -> None:
         tsm_dev = host.tsm.register(fdev, ops)

@@ -28,7 +28,9 @@ class DevsecOps(PciTsmDevsecOps):
     def lock(self, tsm_dev: TsmDev, pdev: PciDev) -> PciTsmDevsec:
         """Only the record: the sample's device has no TDISP state."""
         self._common.get()
-        return PciTsmDevsec(pdev, tsm_dev)
+        tsm = PciTsmDevsec(pdev, tsm_dev)
+        self._common.present(tsm.evidence)
+        return tsm
 
     def unlock(self, tsm: PciTsmDevsec) -> None:
         """Make the function's memory shared again."""

@@ -59,6 +59,9 @@ class RwSem:
         self._writer: int | None = None
         self._depth = 0
         self._writers_waiting = 0
+        self._readers_waiting = 0
+        self._granted = 0
+        """Readers who go before the next writer: they waited while one wrote."""
 
     @contextlib.contextmanager
     def read(self) -> Iterator[None]:
@@ -108,11 +111,22 @@ class RwSem:
                 return
             held = self._readers.get(me, 0)
             if not held and (self._writer is not None or self._writers_waiting):
-                wait(
-                    self._condition,
-                    lambda: self._writer is None and not self._writers_waiting,
-                )
+                self._wait_to_read(wait)
             self._readers[me] = held + 1
+
+    def _wait_to_read(self, wait: _Wait) -> None:
+        self._readers_waiting += 1
+        try:
+            wait(
+                self._condition,
+                lambda: self._writer is None and bool(self._granted or not self._writers_waiting),
+            )
+            self._granted -= self._granted > 0
+        finally:
+            self._readers_waiting -= 1
+            if self._granted > self._readers_waiting:
+                self._granted = self._readers_waiting
+                self._condition.notify_all()
 
     def _up_read(self) -> None:
         me = threading.get_ident()
@@ -136,7 +150,10 @@ class RwSem:
                 raise AssertionError(f"{self.name}: a reader cannot become a writer")
             self._writers_waiting += 1
             try:
-                wait(self._condition, lambda: self._writer is None and not self._readers)
+                wait(
+                    self._condition,
+                    lambda: self._writer is None and not self._readers and not self._granted,
+                )
             except OSError:
                 # The readers that this writer kept out may go on.
                 self._condition.notify_all()
@@ -151,6 +168,7 @@ class RwSem:
             self._depth -= 1
             if not self._depth:
                 self._writer = None
+                self._granted = self._readers_waiting
                 self._condition.notify_all()
 
 

@@ -203,12 +203,14 @@ class ModuleTable(Generic[Kernel]):
         self.observers: list[ModuleObserver] = []
         self._log = log
         self._kernel = kernel
+        self._loading: list[str] = []
         self._mutex = Mutex("module_mutex")
 
     def modprobe(self, name: str, args: str = "") -> None:
         """Load *name* and, before it, what it depends on; nothing when it is loaded.
 
-        ENOENT for an unknown module, EINVAL for a bad value, else what init raised. An unknown
+        ENOENT for an unknown module, EINVAL for a bad value, ELOOP for one that depends on
+        itself, else what init raised. An unknown
         parameter is ignored with a line in the log, as in Linux.
         """
         name = canonical(name)
@@ -219,20 +221,22 @@ class ModuleTable(Generic[Kernel]):
             if definition is None:
                 fail(errno.ENOENT, f"module {name} not found")
             params = self._parse(definition, args)
-            held: list[LoadedModule] = []
-            fresh: list[str] = []
+            if name in self._loading:
+                fail(errno.ELOOP, f"module {name} depends on itself")
+            before = set(self.loaded)
+            self._loading.append(name)
             try:
                 for dependency in definition.depends:
-                    if dependency not in self.loaded:
-                        self.modprobe(dependency)
-                        fresh.append(dependency)
-                    held.append(self.loaded[dependency])
+                    self.modprobe(dependency)
+                held = [self.loaded[dependency] for dependency in definition.depends]
                 self._insert(definition, params, held)
             except BaseException:
                 # modprobe itself leaves them; here a failed load leaves nothing behind.
-                for dependency in reversed(fresh):
-                    self.rmmod(dependency)
+                for fresh in reversed([n for n in self.loaded if n not in before]):
+                    self.rmmod(fresh)
                 raise
+            finally:
+                self._loading.remove(name)
 
     def _parse(self, definition: Module[Kernel], args: str) -> dict[str, ParameterValue]:
         known = definition.all_parameters()
@@ -306,9 +310,10 @@ class ModuleTable(Generic[Kernel]):
     def unload_all(self) -> None:
         """Unload every module, those that depend on others first (the machine stops)."""
         with self._mutex.lock():
-            while self.loaded:
-                idle = [name for name, m in self.loaded.items() if not m.refcnt]
+            while idle := [name for name, m in self.loaded.items() if not m.refcnt]:
                 self.rmmod(idle[-1])
+            for name in self.loaded:
+                self._log.err(f"module {name} is still in use")
 
     def proc_modules(self) -> str:
         """The text of /proc/modules, newest first."""

@@ -29,7 +29,7 @@ from tsmfs.pci.bars import read_bases
 from tsmfs.pci.capability import find_capability, find_ext_capability
 from tsmfs.pci.config import BridgeWindow, bridge_window
 from tsmfs.pci.doe import DoeTransport
-from tsmfs.pci.hardware import HwBus, power_on
+from tsmfs.pci.hardware import HwBus, HwFunction, power_on
 from tsmfs.pci.host_bridge import PciHostBridge
 from tsmfs.pci.ide import pci_ide_init
 from tsmfs.pci.iov import (
@@ -129,34 +129,62 @@ class PciCore:
     def rescan_bus(self, bus: PciBus) -> None:
         """Find and add new functions on *bus* and below (``pci_rescan_bus()``)."""
         with self.changing_topology():
-            fresh: list[PciDev] = []
-            self._scan_child_bus(bus, fresh)
-            for dev in fresh:
-                if self.find_device(dev.name) is None and not dev.dead:
-                    dev.device_add()
-                    if dev.subordinate is not None:
-                        dev.subordinate.device_add()
+            # The bus may have gone while the caller waited for the locks.
+            if bus.removed:
+                fail(errno.ENODEV)
+            self._scan_child_bus(bus)
+            self._bus_add_devices(bus)
 
     def _add_bus(self, bridge: PciHostBridge, hw: HwBus, self_dev: PciDev | None) -> PciBus:
         bus = PciBus(self.core, self.bus_class, bridge, hw, self_dev)
         bus.groups = (PCI_BUS_CLASS_GROUP,)
-        if self_dev is None:
-            bus.device_add()
+        bus.device_add()
         return bus
 
-    def _scan_child_bus(self, bus: PciBus, fresh: list[PciDev]) -> None:
+    def _scan_child_bus(self, bus: PciBus) -> None:
+        """All slots of a bus first, then what is behind its bridges (``pci_scan_child_bus()``)."""
         for hw in bus.hw.present():
-            dev = bus.devices.get(hw.devfn)
-            if dev is None:
-                dev = PciDev(self.core, self.bus_type, bus, hw, hw.devfn)
-                self._setup_device(dev)
-                bus.devices[hw.devfn] = dev
-                self._init_capabilities(dev)
-                fresh.append(dev)
-            if hw.secondary is not None:
+            if hw.devfn not in bus.devices:
+                self._scan_single_device(bus, hw)
+        for dev in list(bus.devices.values()):
+            if dev.hw.secondary is not None:
                 if dev.subordinate is None:
-                    dev.subordinate = self._add_bus(bus.host_bridge, hw.secondary, dev)
-                self._scan_child_bus(dev.subordinate, fresh)
+                    dev.subordinate = self._add_bus(bus.host_bridge, dev.hw.secondary, dev)
+                self._scan_child_bus(dev.subordinate)
+
+    def _scan_single_device(self, bus: PciBus, hw: HwFunction) -> None:
+        dev = PciDev(self.core, self.bus_type, bus, hw, hw.devfn)
+        self._setup_device(dev)
+        bus.devices[hw.devfn] = dev
+        self._init_capabilities(dev)
+        try:
+            self._device_add(dev)
+        except OSError as error:
+            dev.err(f"cannot be added: {error.strerror}")
+
+    def _device_add(self, dev: PciDev) -> None:
+        """Show a function, which has no driver yet; nothing of it is left when it cannot be."""
+        try:
+            dev.device_add()
+        except BaseException:
+            self.tsm.destroy(dev)
+            self._forget(dev)
+            raise
+
+    def _bus_add_devices(self, bus: PciBus) -> None:
+        """Let drivers have what was scanned (``pci_bus_add_devices()``)."""
+        for dev in list(bus.devices.values()):
+            if not dev.is_added:
+                self.bus_add_device(dev)
+        for dev in list(bus.devices.values()):
+            if dev.subordinate is not None:
+                self._bus_add_devices(dev.subordinate)
+
+    def bus_add_device(self, dev: PciDev) -> None:
+        """Look for a driver of a function that is shown (``pci_bus_add_device()``)."""
+        dev.is_added = True
+        if self.bus_type.drivers_autoprobe:
+            self.bus_type.attach_device(dev)
 
     def _setup_device(self, dev: PciDev) -> None:
         """Read the header (``pci_setup_device()``)."""
@@ -280,12 +308,7 @@ class PciCore:
                 whole.request(resource)
         pf.bus.devices[devfn] = vf
         self._init_capabilities(vf)
-        try:
-            vf.device_add()
-        except BaseException:
-            self.tsm.destroy(vf)
-            self._forget(vf)
-            raise
+        self._device_add(vf)
         return vf
 
     def stop_and_remove(self, dev: PciDev) -> None:
@@ -389,6 +412,9 @@ class PciBusType(BusType):
         self.pci = pci
         self.resource_alignment = ""
         super().__init__(pci.core, "pci", groups=(PCI_BUS_TYPE_GROUP,), uevent_vars=pci_uevent_vars)
+
+    def probe_device(self, dev: Device) -> None:
+        """Nothing: functions get their drivers when the whole scan is done."""
 
     def can_probe(self, dev: Device) -> bool:
         """A VF needs its PF's consent, or an override (``pci_device_can_probe()``)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tsmfs.base.kobject import Attribute, AttributeGroup
@@ -57,8 +57,6 @@ class PciIde:
     """ID on the wire, 0 to 254; the TSM driver sets it before registering."""
     name: str | None = None
     """``streamH.R.E`` while registered."""
-    tsm_dev: object = field(default=None)
-    """The TSM that lists the stream's host bridge."""
 
     def partner(self, port: PciDev) -> PciIdePartner:
         """Settings of *port*; EINVAL when it is neither end (``pci_ide_to_settings()``)."""

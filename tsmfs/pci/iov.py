@@ -96,6 +96,7 @@ def pci_enable_sriov(dev: PciDev, num_vfs: int) -> None:
             dev.create_link(vf, f"virtfn{index}")
             vf.create_link(dev, "physfn")
             vf.uevent(Action.CHANGE)
+            sriov.pci.bus_add_device(vf)
     except BaseException:
         pci_disable_sriov(sriov.pci, dev)
         raise

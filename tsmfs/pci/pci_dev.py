@@ -128,6 +128,7 @@ class PciDev(Device):
         "ide_cfg",
         "ide_stream_ida",
         "ide_tee_limit",
+        "is_added",
         "no_msi",
         "nr_ide_mem",
         "nr_link_ide",
@@ -178,6 +179,8 @@ class PciDev(Device):
         self.sriov: PciSriov | None = None
         self.doe_mailboxes: list[DoeTransport] = []
         self.enable_cnt = 0
+        self.is_added = False
+        """Drivers were offered it (``pci_dev_is_added()``)."""
         self.broken_parity_status = False
         self.d3cold_allowed = True
         self.no_msi = False

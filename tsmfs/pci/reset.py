@@ -45,14 +45,15 @@ def pci_reset_function(dev: PciDev) -> None:
 
     ENOTTY when it has no way to.
     """
-    if not dev.reset_methods:
+    methods = dev.reset_methods
+    if not methods:
         fail(errno.ENOTTY)
     with dev.lock.lock_interruptible():
         saved = dev.config.read_bytes(0, regs.PCI_CFG_SPACE_SIZE)
         dev.config.reset()
         dev.config.write_bytes(0, saved)
         pci_restore_iov_state(dev)
-        dev.info(f"reset by {dev.reset_methods[0]}")
+        dev.info(f"reset by {methods[0]}")
 
 
 def set_reset_methods(dev: PciDev, data: bytes) -> None:

@@ -15,6 +15,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, TypeVar
 
 from tsmfs.base.core import DriverCore
@@ -26,6 +27,7 @@ from tsmfs.kernel.module import kstrtobool
 from tsmfs.kernel.resource import IORESOURCE_MEM, Resource
 from tsmfs.pci import regs
 from tsmfs.pci.doe import DoeTransport
+from tsmfs.pci.evidence import PciTsmEvidence
 from tsmfs.pci.pci_dev import PciDev
 from tsmfs.pci.regs import PciExpType
 
@@ -74,6 +76,8 @@ class PciTsm:
     dsm_dev: PciDev | None = None
     """The function that hosts the device security manager; None for a devsec context."""
     tdi: PciTdi | None = None
+    evidence: PciTsmEvidence = field(default_factory=PciTsmEvidence)
+    """What the TSM has of the device to show; empty until its driver fills it."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -287,6 +291,8 @@ class PciTsmCore:
         try:
             tsm = self._call(pdev, "probe", probe)
         except OSError as error:
+            if error.errno == errno.EINTR:
+                raise
             pdev.info(f"PCI/TSM: {tsm_dev.name} declines: {error.strerror}")
             return None
         if tsm is not None and (not isinstance(tsm, PciTsm) or tsm.pdev is not pdev):
@@ -324,9 +330,18 @@ class PciTsmCore:
             return
         ops = dsm.tsm.tsm_dev.pci_ops
         if isinstance(ops, PciTsmLinkOps):
-            pdev.tsm = self._probe(ops, dsm.tsm.tsm_dev, pdev)
-            if pdev.tsm is not None:
-                self._update_groups(pdev)
+            try:
+                tsm = self._probe(ops, dsm.tsm.tsm_dev, pdev)
+            except OSError:
+                # Interrupted: the DSM is connected, this function just has no context.
+                return
+            if tsm is None:
+                return
+            if tsm.dsm_dev is not dsm:
+                pdev.err(f"PCI/TSM: {tsm.tsm_dev.name} gave a context of another DSM")
+                return
+            pdev.tsm = tsm
+            self._update_groups(pdev)
 
     def _update_groups(self, pdev: PciDev) -> None:
         # A function that only arrives is shown with its groups as they are by then.
@@ -366,7 +381,7 @@ class PciTsmCore:
                 ops.connect(pdev)
 
             try:
-                if not isinstance(tsm, PciTsmPf0):
+                if not isinstance(tsm, PciTsmPf0) or tsm.dsm_dev is not pdev:
                     pdev.err(f"PCI/TSM: {tsm_dev.name} gave no DSM context")
                     fail(errno.EIO)
                 with tsm.lock.lock_interruptible():
@@ -488,6 +503,19 @@ class PciTsmCore:
                     fail(errno.EIO)
                 return answer
 
+    def refresh_evidence(self, pdev: PciDev, nonce: bytes) -> None:
+        """Let the TSM of *pdev* produce evidence anew over *nonce*.
+
+        ENXIO without a context, EOPNOTSUPP when the TSM cannot, else the driver's errno.
+        """
+        with self.rwsem.read_interruptible():
+            tsm = pdev.tsm
+            if tsm is None:
+                fail(errno.ENXIO, "no TSM context")
+            ops = tsm.tsm_dev.pci_ops
+            assert ops is not None
+            self._call(pdev, "refresh_evidence", lambda: ops.refresh_evidence(tsm, nonce))
+
     def lock(self, pdev: PciDev, number: int) -> None:
         """Lock *pdev* with the devsec TSM of that number.
 
@@ -603,7 +631,7 @@ class PciTsmCore:
             devices = self._devices()
             for pdev in reversed(devices):
                 if pdev.tsm is not None and pdev.tsm.tsm_dev is tsm_dev:
-                    self._destroy(pdev)
+                    self._undo(pdev, "teardown", partial(self._destroy, pdev))
             forget()
             for pdev in devices:
                 self._update_groups(pdev)
