@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: MIT
+"""The loop steps its tasks in turn, one thread at a time each, and none holds up the others."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from netlink.transport import loop as loops
+from netlink.transport.loop import Loop, Next, State
+
+
+class Task:
+    """Runs a function in each step, as often as it is told to."""
+
+    def __init__(self, function: Callable[[], object], steps: int = 1) -> None:
+        self.state = State.WAITING
+        self.function = function
+        self.left = steps
+        self.threads: set[int] = set()
+        self.inside = 0
+        self.done = threading.Event()
+
+    def step(self) -> Next:
+        self.inside += 1
+        assert self.inside == 1, "two threads step one task"
+        self.threads.add(threading.get_ident())
+        self.function()
+        self.left -= 1
+        self.inside -= 1
+        if self.left <= 0:
+            self.done.set()
+            return Next.WAIT
+        return Next.AGAIN
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    before = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    loop = Loop()
+    loop.start()
+    yield loop
+    loop.stop()
+    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
+
+
+def wake(loop: Loop, *tasks: Task) -> None:
+    """Wake tasks from within the loop, as everything but a timer does."""
+
+    def start() -> None:
+        for task in tasks:
+            loop.wake(task)
+
+    starter = Task(start)
+    loop.wake_later(starter, 0)
+    poke(loop)
+    assert starter.done.wait(5)
+
+
+def poke(loop: Loop) -> None:
+    """Something happens at a descriptor."""
+    fd = os.eventfd(1)
+    loop.watch(fd, lambda _events: None)
+    time.sleep(0.01)
+    loop.forget(fd)
+    os.close(fd)
+
+
+def threads() -> int:
+    """The threads of the loop."""
+    return sum(one.name == "netlink" for one in threading.enumerate())
+
+
+def test_tasks_take_turns(loop: Loop) -> None:
+    order: list[int] = []
+    tasks = [Task(lambda number=number: order.append(number), 5) for number in range(4)]  # type: ignore[misc]
+    wake(loop, *tasks)
+    assert all(task.done.wait(5) for task in tasks)
+    assert order == [0, 1, 2, 3] * 5
+
+
+def test_task_that_waits_is_stepped_when_it_is_woken_and_not_before(loop: Loop) -> None:
+    task = Task(lambda: None)
+    time.sleep(0.02)
+    assert not task.done.is_set()
+    wake(loop, task)
+    assert task.done.wait(5)
+    assert (task.left, task.state) == (0, State.WAITING)
+
+
+def test_timer_wakes_a_task(loop: Loop) -> None:
+    at: list[float] = []
+    start = time.monotonic()
+    task = Task(lambda: at.append(time.monotonic() - start))
+    starter = Task(lambda: loop.wake_later(task, 0.05))
+    wake(loop, starter)
+    assert task.done.wait(5)
+    assert at[0] >= 0.05
+
+
+def test_waker_is_called_for_what_happens_at_a_descriptor(loop: Loop) -> None:
+    ours, theirs = os.pipe()
+    task = Task(lambda: None)
+    loop.watch(ours, lambda _events: loop.wake(task))
+    os.write(theirs, b"x")
+    assert task.done.wait(5)
+    loop.forget(ours)
+    loop.forget(ours)
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_step_that_is_held_up_holds_up_nobody(loop: Loop) -> None:
+    go_on = threading.Event()
+    held = [Task(lambda: go_on.wait(20), 2) for _ in range(5)]
+    brisk = Task(lambda: None, 1000)
+    wake(loop, *held)
+    wake(loop, brisk)
+    assert brisk.done.wait(5)
+    assert not any(task.done.is_set() for task in held)
+    go_on.set()
+    assert all(task.done.wait(5) for task in held)
+
+
+def test_task_woken_in_its_step_is_stepped_again(loop: Loop) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        entered.set()
+        assert go_on.wait(5)
+
+    task = Task(slow)
+    wake(loop, task)
+    assert entered.wait(5)
+    entered.clear()
+    # Another thread leads by now, and wakes the task that the first one is in.
+    wake(loop, task)
+    assert task.state is State.WOKEN
+    go_on.set()
+    assert entered.wait(5)
+
+
+def test_no_more_than_two_threads_are_left_after_steps_were_held_up(loop: Loop) -> None:
+    go_on = threading.Event()
+    held = [Task(lambda: go_on.wait(20)) for _ in range(5)]
+    wake(loop, *held)
+    wake(loop, Task(lambda: None))
+    assert threads() > 2
+    go_on.set()
+    assert all(task.done.wait(5) for task in held)
+    end = time.monotonic() + 5
+    while threads() > 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert threads() == 2
+
+
+def test_loop_that_has_nothing_to_do_does_nothing(loop: Loop) -> None:
+    wake(loop, Task(lambda: None))
+    time.sleep(0.1)
+    before = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - before < 0.1
+
+
+def test_stop_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "STOP_TIMEOUT", 0.1)
+    go_on = threading.Event()
+    loop = Loop()
+    loop.start()
+    task = Task(lambda: go_on.wait(20))
+    wake(loop, task)
+    start = time.monotonic()
+    loop.stop()
+    assert time.monotonic() - start < 5
+    go_on.set()
+    assert task.done.wait(5)
+
+
+def test_loop_without_a_thread_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    loop = Loop()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(BlockingIOError):
+            loop.start()
+    loop.stop()

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+"""What is particular to AF_NETLINK, NETLINK_USERSOCK."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+import pytest
+
+from netlink.server import Server
+from netlink.transport.usersock import UsersockTransport
+from tests.netlink.conftest import Served
+from tests.netlink.devices import BDF
+from tests.netlink.unprivileged import as_nobody
+from tests.netlink.wire import (
+    NLCTRL,
+    NLMSG_ERROR,
+    REQUEST,
+    NetlinkConnection,
+    do,
+    evidence_request,
+    family_id,
+    genl,
+    message,
+    read_evidence,
+)
+
+NAME = BDF.encode() + b"\0"
+PORT = 0x4000_0000 + os.getpid()
+
+
+def connect(port: int) -> NetlinkConnection:
+    return NetlinkConnection(socket.NETLINK_USERSOCK, port)
+
+
+def test_port_may_be_chosen() -> None:
+    with Server() as server:
+        transport = UsersockTransport(PORT)
+        server.add(transport)
+        assert transport.port == PORT
+        client = connect(PORT)
+        assert family_id(client, "nlctrl") == NLCTRL
+        client.close()
+
+
+def test_port_in_use_is_refused_and_leaves_no_descriptor() -> None:
+    with Server() as server, Server() as second:
+        server.add(UsersockTransport(PORT))
+        second.add(UsersockTransport())
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(OSError, match="in use"):
+            second.add(UsersockTransport(PORT))
+        assert os.listdir("/proc/self/fd") == before
+
+
+def test_other_user_may_ask_for_families_and_not_for_evidence(served: Served) -> None:
+    with Server(served.server.genl) as server:
+        transport = UsersockTransport(owner=12345)
+        server.add(transport)
+
+        def ask() -> int:
+            client = connect(transport.port)
+            number = family_id(client, "pci-tsm")
+            (answer,) = do(client, evidence_request(number, 1, NAME))
+            client.close()
+            return answer.error if answer.type == NLMSG_ERROR else 0
+
+        assert as_nobody(ask) == errno.EPERM
+
+
+def test_owner_may_ask_for_evidence(served: Served) -> None:
+    client = connect(served.port)
+    client.send(evidence_request(family_id(client, "pci-tsm"), 1, NAME))
+    assert read_evidence(client, 7, 4096).objects == {0: b""}
+    client.close()
+
+
+def test_client_that_reads_nothing_loses_requests_and_nothing_else(served: Served) -> None:
+    """Its answers fill its buffer, its requests wait, and what is too much is dropped."""
+    client, other = connect(served.port), connect(served.port)
+    request = message(NLCTRL, REQUEST, genl(200)) * 100
+    client.socket.settimeout(5)
+    for _ in range(10):
+        for _ in range(200):
+            client.send(request)
+        assert family_id(other, "nlctrl") == NLCTRL
+    client.close()
+    assert family_id(other, "nlctrl") == NLCTRL
+    other.close()
