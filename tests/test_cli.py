@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -17,6 +19,11 @@ from types import ModuleType
 import click
 import pytest
 
+from netlink.evidence import serve_device_evidence, serve_pci_tsm
+from netlink.record import RECORD
+from netlink.server import Server
+from netlink.transport.unix import UnixTransport
+from tests.netlink.devices import BDF, Device, Provider
 from tsmfs import __version__
 from tsmfs.cli import cli, main
 
@@ -134,12 +141,15 @@ def test_wrong_command_line_is_one_line_and_status_2(
     assert result.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["lsmod", "dmesg", "monitor", "status"])
+@pytest.mark.parametrize(
+    "command",
+    ["lsmod", "dmesg", "monitor", "status", "netlink families", "netlink monitor"],
+)
 def test_directory_that_is_no_machine_is_one_line_and_status_1(
     run: Run, tmp_path: Path, command: str
 ) -> None:
     message = f"tsmfs: {tmp_path}: not the sysfs of a machine: it has no kernel/tsmfs\n"
-    assert run(command, "--sysfs", tmp_path) == Result(1, "", message)
+    assert run(*command.split(), "--sysfs", tmp_path) == Result(1, "", message)
 
 
 def test_environment_names_the_machine(
@@ -149,8 +159,11 @@ def test_environment_names_the_machine(
     assert "devsec_bus" in run("lsmod").out
 
 
-def test_small_commands_import_neither_the_machine_nor_cryptography(fake_sysfs: Path) -> None:
-    heavy = ("tsmfs.machine", "tsmfs.mount", "tsmfs.pci", "tsmfs.description", "cryptography")
+def test_small_commands_import_nothing_that_takes_long(fake_sysfs: Path) -> None:
+    heavy = (
+        *("tsmfs.machine", "tsmfs.mount", "tsmfs.pci", "tsmfs.description", "cryptography"),
+        *("netlink", "pyroute2", "yaml"),
+    )
     program = (
         "import sys, tsmfs.cli\n"
         f"try: tsmfs.cli.main(['lsmod', '--sysfs', {str(fake_sysfs)!r}])\n"
@@ -366,6 +379,17 @@ def locked(fake_sysfs: Path) -> Path:
     return fake_sysfs
 
 
+def test_status_ends_with_where_netlink_is(run: Run, locked: Path, control: Path) -> None:
+    (control / "netlink_socket").write_text("/run/x.sock\n")
+    (control / "netlink_port").write_text("4711\n")
+    assert run("status", "--sysfs", locked).out.splitlines()[-2:] == [
+        "",
+        "netlink  /run/x.sock  port 4711",
+    ]
+    shown = json.loads(run("status", "--sysfs", locked, "--json").out)
+    assert shown["netlink"] == {"socket": "/run/x.sock", "port": 4711}
+
+
 def test_status_is_a_tree_without_colours_when_it_is_no_terminal(run: Run, locked: Path) -> None:
     assert run("status", "--sysfs", locked) == Result(
         0, "tsm0  devsec\n\npci0000:00\n└─ 0000:00:01.0  8086:ffff  [120000]  locked tsm0\n", ""
@@ -392,6 +416,177 @@ def test_status_as_json_has_the_same_in_it(run: Run, locked: Path) -> None:
     (function,) = topology["host_bridges"][0]["functions"]
     assert function["name"] == "0000:00:01.0"
     assert function["state"] == "locked"
+
+
+# --- Evidence and netlink -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def device(fake_sysfs: Path, control: Path, tmp_path: Path) -> Iterator[Device]:
+    """A device whose evidence the fake machine serves."""
+    device = Device({0: bytes(range(40)), 9: b"m" * 5})
+    with Server() as server:
+        serve_pci_tsm(server.genl, Provider(**{BDF: device}))
+        serve_device_evidence(server.genl, Provider(**{BDF: device}))
+        server.add(UnixTransport(tmp_path / "socket"))
+        (control / "netlink_socket").write_text(f"{tmp_path / 'socket'}\n")
+        (control / "netlink_port").write_text("17\n")
+        (control / "netlink_record").write_text("0\n")
+        (control / "netlink_messages").touch()
+        yield device
+
+
+def test_evidence_is_a_table_of_sizes(run: Run, fake_sysfs: Path, device: Device) -> None:
+    result = run("evidence", "read", "--sysfs", fake_sysfs, BDF)
+    assert (result.status, result.err) == (0, "")
+    assert result.out.splitlines()[:3] == [
+        f"{BDF}  pci-tsm",
+        "cert0         40 bytes",
+        "cert1         -",
+    ]
+    assert len(result.out.splitlines()) == 12
+
+
+def test_evidence_digests_are_shown_themselves(run: Run, fake_sysfs: Path, device: Device) -> None:
+    options = ("--digest", "--type", "vca", "--type", "measurements")
+    result = run("evidence", "read", "--sysfs", fake_sysfs, *options, BDF)
+    digest = hashlib.sha384(b"m" * 5).hexdigest()
+    assert result.out == f"{BDF}  pci-tsm\nvca           -\nmeasurements  {digest}\n"
+
+
+def test_evidence_hexdump_is_that_of_hexdump(run: Run, fake_sysfs: Path, device: Device) -> None:
+    options = ("--hexdump", "--type", "cert0", "--type", "vca")
+    result = run("evidence", "read", "--sysfs", fake_sysfs, *options, BDF)
+    assert result.out.splitlines() == [
+        f"{BDF}  pci-tsm",
+        "",
+        "cert0  40 bytes",
+        "00000000  00 01 02 03 04 05 06 07  08 09 0a 0b 0c 0d 0e 0f  |................|",
+        "00000010  10 11 12 13 14 15 16 17  18 19 1a 1b 1c 1d 1e 1f  |................|",
+        "00000020  20 21 22 23 24 25 26 27                           | !\"#$%&'|",
+        "",
+        "vca  0 bytes",
+    ]
+
+
+def test_evidence_of_a_nonce_is_new_and_the_nonce_is_told(
+    run: Run, fake_sysfs: Path, device: Device
+) -> None:
+    options = ("--family", "device-evidence", "--nonce", "00ff", "--type", "vca")
+    result = run("evidence", "read", "--sysfs", fake_sysfs, *options, BDF)
+    assert result.out.splitlines()[0] == f"{BDF}  device-evidence  generation 2  nonce 00ff"
+    random = run("evidence", "read", "--sysfs", fake_sysfs, "--nonce", "random", "--json", BDF)
+    assert device.refreshed == [b"\0\xff", bytes.fromhex(json.loads(random.out)["nonce"])]
+    assert len(device.refreshed[1]) == 32
+
+
+def test_evidence_is_written_with_nothing_for_what_is_empty(
+    run: Run, fake_sysfs: Path, device: Device, tmp_path: Path
+) -> None:
+    out = tmp_path / "a/b"
+    options = ("--out", out, "--type", "measurements", "--type", "vca")
+    assert run("evidence", "read", "--sysfs", fake_sysfs, *options, BDF).status == 0
+    written = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert written == {"measurements.bin": b"mmmmm", "vca.bin": b""}
+
+
+def test_evidence_that_is_refused_writes_nothing(
+    run: Run, fake_sysfs: Path, device: Device, tmp_path: Path
+) -> None:
+    device.present = None
+    result = run("evidence", "read", "--sysfs", fake_sysfs, "--out", tmp_path / "new", BDF)
+    error = f"tsmfs: {BDF}: No such device or address: no TSM context\n"
+    assert result == Result(1, "", error)
+    assert not (tmp_path / "new").exists()
+
+
+def test_evidence_is_validated_or_refused(run: Run, fake_sysfs: Path, device: Device) -> None:
+    validate = ("evidence", "validate", "--sysfs", fake_sysfs, BDF, "--generation")
+    assert run(*validate, "1") == Result(0, "", "")
+    assert device.validated == 1
+    result = run(*validate, "7")
+    assert (result.status, result.err.count("\n")) == (1, 1)
+    assert "Resource temporarily unavailable: not the current generation" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--type", "cert8"], "'cert8' is none of cert0, cert1,"),
+        (["--nonce", "xyz"], "'xyz' is neither bytes in hexadecimal nor 'random'"),
+        (["--nonce", ""], "'' is neither bytes in hexadecimal nor 'random'"),
+        (["--family", "nosuch"], "'nosuch' is not one of 'pci-tsm', 'device-evidence'"),
+    ],
+)
+def test_evidence_of_a_wrong_kind_is_not_asked_for(
+    run: Run, fake_sysfs: Path, arguments: list[str], message: str
+) -> None:
+    result = run("evidence", "read", "--sysfs", fake_sysfs, *arguments, BDF)
+    assert (result.status, result.out, result.err.count("\n")) == (2, "", 1)
+    assert message in result.err
+
+
+def test_machine_that_serves_no_netlink_says_where_to_look(
+    run: Run, fake_sysfs: Path, control: Path
+) -> None:
+    (control / "netlink_socket").write_text("\n")
+    message = f"tsmfs: {fake_sysfs}: the machine serves no netlink: see 'tsmfs dmesg'\n"
+    assert run("evidence", "read", "--sysfs", fake_sysfs, BDF) == Result(1, "", message)
+
+
+def test_server_that_is_gone_is_told_with_its_path(
+    run: Run, fake_sysfs: Path, control: Path, tmp_path: Path
+) -> None:
+    (control / "netlink_socket").write_text(f"{tmp_path}/none\n")
+    message = f"tsmfs: {tmp_path}/none: No such file or directory\n"
+    assert run("netlink", "families", "--sysfs", fake_sysfs) == Result(1, "", message)
+
+
+def test_netlink_families_are_a_table(run: Run, fake_sysfs: Path, device: Device) -> None:
+    assert run("netlink", "families", "--sysfs", fake_sysfs).out.splitlines() == [
+        "ID    NAME              VERSION  OPERATIONS",
+        "16    nlctrl            2        getfamily (do dump), getpolicy (dump)",
+        "19    pci-tsm           1        evidence-read (dump admin)",
+        "20    device-evidence   1        read (dump admin), validate (do admin)",
+    ]
+
+
+def recorded(datagram: bytes) -> bytes:
+    return RECORD.pack(len(datagram), 0, time.time_ns(), 3, 0) + datagram
+
+
+def test_netlink_monitor_prints_what_comes_after_its_start(
+    start: Callable[..., Background], control: Path, device: Device
+) -> None:
+    noop = struct.pack("=IHHII", 16, 1, 0, 5, 0)
+    with (control / "netlink_messages").open("ab", buffering=0) as messages:
+        messages.write(recorded(noop))
+        background = start("netlink", "monitor")
+        background.wait_for("-> is to the machine, <- from the machine\n")
+        assert (control / "netlink_record").read_text() == "1\n"
+        record = recorded(struct.pack("=IHHIIBBH", 20, 19, 0x301, 6, 0, 1, 1, 0))
+        messages.write(record[:30])
+        time.sleep(0.2)
+        messages.write(record[30:])
+        background.wait_for("seq 6")
+    background.process.send_signal(signal.SIGINT)
+    assert background.process.wait() == 130
+    assert (control / "netlink_record").read_text() == "0\n"
+    (_, line) = background.output.read_text().splitlines()[:2]
+    assert line.endswith(" port 3 -> pci-tsm evidence-read request dump, seq 6, 20 bytes")
+
+
+def test_netlink_monitor_says_that_messages_were_lost(
+    start: Callable[..., Background], control: Path, device: Device
+) -> None:
+    with (control / "netlink_messages").open("ab", buffering=0) as messages:
+        background = start("netlink", "monitor")
+        background.wait_for("from the machine\n")
+        messages.write(recorded(bytes(500))[:200])
+        time.sleep(0.3)
+        messages.write(recorded(struct.pack("=IHHII", 16, 1, 0, 5, 0)))
+        background.wait_for("messages before this were lost")
+    assert "noop, seq 5" in background.output.read_text()
 
 
 # --- Machines -------------------------------------------------------------------------------------
@@ -444,10 +639,12 @@ def test_machine_check_refuses_a_file_that_is_not_there(run: Run, tmp_path: Path
         ("tsmfs mount --machine ser", ["server"]),
         ("tsmfs machine show d", ["devsec"]),
         ("tsmfs status --j", ["--json"]),
+        ("tsmfs evidence read --type me", ["measurements"]),
+        ("tsmfs evidence read 0000:00", ["0000:00:01.0"]),
     ],
 )
-def test_shell_completes_commands_modules_and_machines(
-    fake_sysfs: Path, words: str, expected: list[str]
+def test_shell_completes_commands_and_what_they_work_on(
+    fake_sysfs: Path, locked: Path, words: str, expected: list[str]
 ) -> None:
     finished = subprocess.run(
         [sys.executable, "-c", "from tsmfs.cli import main; main()"],

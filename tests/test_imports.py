@@ -44,6 +44,7 @@ TABLE: Mapping[str, Layer] = {
     "tsmfs.description": layer(),
     "tsmfs.board": layer("tsmfs.kernel", "tsmfs.base", "tsmfs.pci", "tsmfs.description"),
     "tsmfs.control": layer("tsmfs.kernel", "tsmfs.base", "tsmfs.pci"),
+    "tsmfs.evidence": layer("tsmfs.kernel", "tsmfs.pci", "netlink"),
     "tsmfs.fs": layer("tsmfs.base", third_party=("fuse", "mfusepy")),
     "tsmfs.machine": layer(
         *CORES,
@@ -52,6 +53,7 @@ TABLE: Mapping[str, Layer] = {
         "tsmfs.description",
         "tsmfs.board",
         "tsmfs.control",
+        "tsmfs.evidence",
         "netlink",
     ),
     "tsmfs.mount": layer(
@@ -65,9 +67,15 @@ TABLE: Mapping[str, Layer] = {
     "tsmfs.instance": layer(),
     "tsmfs.status": layer("tsmfs.instance"),
     "tsmfs.session": layer("tsmfs.machine"),
+    "tsmfs.command": layer("tsmfs.instance", third_party=("click",)),
+    "tsmfs.evidence_cli": layer(
+        "tsmfs.instance", "tsmfs.command", "netlink", third_party=("click",)
+    ),
     "tsmfs.cli": layer(
         "tsmfs",
         "tsmfs.instance",
+        "tsmfs.command",
+        "tsmfs.evidence_cli",
         "tsmfs.status",
         "tsmfs.mount",
         "tsmfs.machine",

@@ -349,6 +349,8 @@ binding = tsmfs.fs.choose_binding()
 machine, text = tsmfs.description.find("devsec")
 running = tsmfs.machine.Machine(machine, text)
 running.boot(None)
+running.netlink.start(Path(sys.argv[1]).with_suffix(".sock"), 0)
+running.stop()
 tsmfs.fs.Filesystem(running.root, binding)
 os.setgroups([])
 os.setgid(65534)
@@ -366,7 +368,7 @@ tsmfs.mount.unmount_machine(Path(sys.argv[1]))
 def test_a_user_is_root_of_the_machine_that_he_mounts(place: Path, binding: str) -> None:
     os.chown(place, NOBODY, NOBODY)
     for parent in (place.parent, place.parent.parent, place.parent.parent.parent):
-        parent.chmod(0o755)
+        parent.chmod(parent.stat().st_mode | 0o055)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(MOUNT_AS_NOBODY), place, ROOT],
         env=environment_of_another_user(binding),
@@ -381,7 +383,7 @@ def test_a_user_is_root_of_the_machine_that_he_mounts(place: Path, binding: str)
 @NEEDS_ROOT
 def test_libfuse_is_quoted_when_it_cannot_mount(place: Path, binding: str) -> None:
     for parent in (place.parent, place.parent.parent, place.parent.parent.parent):
-        parent.chmod(0o755)
+        parent.chmod(parent.stat().st_mode | 0o055)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(MOUNT_AS_NOBODY), place, ROOT],
         env=environment_of_another_user(binding),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tsmfs.instance import Instance
-from tsmfs.status import Function, State, Topology, read_topology, render
+from tsmfs.status import Function, Netlink, State, Topology, read_topology, render
 
 BRIDGE = "devices/faux/devsec_bus/pci10000:00"
 PORT = f"{BRIDGE}/10000:00:00.0"
@@ -140,6 +140,18 @@ def test_function_that_vanishes_in_between_is_left_out(sysfs: Sysfs) -> None:
     sysfs.function("devices/pci0000:00/0000:00:01.0")
     sysfs.link("bus/pci/devices/0000:00:02.0", "../../../devices/pci0000:00/0000:00:02.0")
     assert sysfs.only().name == "0000:00:01.0"
+
+
+def test_place_of_netlink_is_shown_when_there_is_one(sysfs: Sysfs) -> None:
+    sysfs.write("kernel/tsmfs/netlink_socket", "")
+    sysfs.write("kernel/tsmfs/netlink_port", "")
+    assert sysfs.topology().netlink == Netlink(None, None)
+    sysfs.write("kernel/tsmfs/netlink_socket", "/run/x.sock")
+    sysfs.write("kernel/tsmfs/netlink_port", "17")
+    assert sysfs.topology().netlink == Netlink("/run/x.sock", 17)
+    assert list(render(sysfs.topology(), lambda text, state: text))[-1] == (
+        "netlink  /run/x.sock  port 17"
+    )
 
 
 def test_sysfs_without_a_pci_bus_is_empty(tmp_path: Path) -> None:

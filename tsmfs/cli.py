@@ -11,17 +11,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
 
 from tsmfs import __version__
+from tsmfs.command import Group, follow_stream, on_instance
+from tsmfs.evidence_cli import evidence, netlink
 from tsmfs.instance import (
     ENVIRONMENT_VARIABLE,
-    ControlStream,
     Instance,
     InstanceError,
     find_instance,
@@ -30,31 +31,8 @@ from tsmfs.instance import (
 if TYPE_CHECKING:
     from tsmfs.status import State
 
-Command = TypeVar("Command", bound=Callable[..., None])
-
-#: How long ``dmesg -w`` and ``monitor`` wait before they look for something new, in seconds.
-_POLL_INTERVAL = 0.1
-
 #: What a shell reports for a process that SIGINT ended.
 _INTERRUPTED = 130
-
-
-class _Group(click.Group):
-    """Lists the commands in the order of a user's day instead of the alphabet's."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-
-def _on_instance(command: Command) -> Command:
-    """Give a command the option ``--sysfs``, which says on which machine it works."""
-    return click.option(
-        "--sysfs",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="The mount point of the machine. Default: the one that TSMFS_SYSFS names, else the "
-        "only one that is mounted.",
-    )(command)
 
 
 def _complete_module(
@@ -76,7 +54,7 @@ def _complete_machine(
     return names or [CompletionItem(incomplete, type="file")]
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="tsmfs", message="%(prog)s %(version)s")
 def cli() -> None:
     """Mount an emulated machine with TEE I/O devices, and steer it.
@@ -178,7 +156,7 @@ def umount(directory: Path) -> None:
 
 
 @cli.command()
-@_on_instance
+@on_instance
 @click.option("-r", "--remove", is_flag=True, help="Unload, with what nothing else depends on.")
 @click.option("-a", "--all", "every", is_flag=True, help="All names are modules to load.")
 @click.option("-q", "--quiet", is_flag=True, help="Print no errors.")
@@ -219,7 +197,7 @@ def modprobe(
 
 
 @cli.command()
-@_on_instance
+@on_instance
 def lsmod(sysfs: Path | None) -> None:
     """List the loaded modules.
 
@@ -233,7 +211,7 @@ def lsmod(sysfs: Path | None) -> None:
 
 
 @cli.command()
-@_on_instance
+@on_instance
 @click.option("-w", "--follow", is_flag=True, help="Wait for more.")
 def dmesg(sysfs: Path | None, follow: bool) -> None:
     """Print the kernel log of the machine.
@@ -244,12 +222,12 @@ def dmesg(sysfs: Path | None, follow: bool) -> None:
       tsmfs dmesg -w
     """
     with find_instance(sysfs).open_stream("log") as stream:
-        for chunk in _follow(stream) if follow else stream.rest():
+        for chunk in follow_stream(stream) if follow else stream.rest():
             click.echo(chunk, nl=False)
 
 
 @cli.command()
-@_on_instance
+@on_instance
 def monitor(sysfs: Path | None) -> None:
     """Print uevents as they happen.
 
@@ -264,21 +242,21 @@ def monitor(sysfs: Path | None) -> None:
             pass  # What happened before this is not news.
         click.echo("monitor will print the received events for:\nKERNEL - the kernel uevent\n")
         pending = b""
-        for chunk in _follow(stream):
+        for chunk in follow_stream(stream):
             *records, pending = (pending + chunk).split(b"\0\0")
             for record in records:
                 click.echo(_format_uevent(record))
 
 
 @cli.command()
-@_on_instance
+@on_instance
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a tree.")
 def status(sysfs: Path | None, as_json: bool) -> None:
     """Show the topology with the state of every function.
 
     First the TSMs, then a tree for every host bridge. A function is idle, connected, bound,
     locked or accepted; after that come the TSM that holds it, the function that is its DSM, and
-    its streams.
+    its streams. Last is where netlink is served.
 
     \b
     Examples:
@@ -292,6 +270,10 @@ def status(sysfs: Path | None, as_json: bool) -> None:
         click.echo(json.dumps(topology.to_dict(), indent=2))
     else:
         click.echo("\n".join(render(topology, _paint)))
+
+
+cli.add_command(evidence)
+cli.add_command(netlink)
 
 
 @cli.group()
@@ -395,19 +377,6 @@ def _run_kmod(tool: str, arguments: Sequence[str], instance: Instance) -> None:
     finished = subprocess.run([program, *arguments], env=environment, check=False)
     if finished.returncode:
         raise click.exceptions.Exit(finished.returncode)
-
-
-def _follow(stream: ControlStream) -> Iterator[bytes]:
-    """What is there and what comes, until the machine is unmounted."""
-    while True:
-        try:
-            chunk = stream.read()
-        except OSError:
-            return
-        if chunk:
-            yield chunk
-        else:
-            time.sleep(_POLL_INTERVAL)
 
 
 def _format_uevent(record: bytes) -> str:

@@ -7,13 +7,13 @@ import errno
 import os
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from tsmfs.base.kobject import Attribute, AttributeGroup, BinAttribute, Kobject, Reader
 from tsmfs.base.uevent import Uevents
 from tsmfs.kernel.errors import fail, parse_errno
 from tsmfs.kernel.fault import FaultAttr, Faults, Point
-from tsmfs.kernel.module import ModuleTable, kstrtoint
+from tsmfs.kernel.module import ModuleTable, kstrtobool, kstrtoint
 from tsmfs.kernel.printk import ByteRing, Log
 from tsmfs.kernel.resource import Resource
 from tsmfs.kernel.task import CAP_SYS_ADMIN, current
@@ -40,7 +40,7 @@ def _text(data: bytes) -> str:
 
 def _module_line(data: bytes) -> tuple[str, str]:
     text = _text(data).strip()
-    if not text or "\0" in text:
+    if not text or not text.isprintable():
         fail(errno.EINVAL)
     name, _, args = text.partition(" ")
     return name, args
@@ -172,6 +172,39 @@ def _iomem(tree: Resource) -> Callable[[], str]:
     return lambda: tree.show(addresses=current().capable(CAP_SYS_ADMIN))
 
 
+class NetlinkService(Protocol):
+    """What the control files tell of the netlink server."""
+
+    @property
+    def socket_path(self) -> str:
+        """Path of its Unix socket, empty while it does not serve."""
+
+    @property
+    def port(self) -> int | None:
+        """Its port of NETLINK_USERSOCK, None while it does not serve."""
+
+    @property
+    def messages(self) -> ByteRing:
+        """Datagrams that passed while they were recorded."""
+
+    recording: bool
+
+
+def _netlink_files(netlink: NetlinkService) -> list[Attribute | BinAttribute]:
+    def port(_: Kobject) -> str:
+        return f"{netlink.port}\n" if netlink.port is not None else "\n"
+
+    def record(_: Kobject, data: bytes) -> None:
+        netlink.recording = kstrtobool(_text(data))
+
+    return [
+        Attribute("netlink_socket", 0o444, lambda _: f"{netlink.socket_path}\n"),
+        Attribute("netlink_port", 0o444, port),
+        Attribute("netlink_record", 0o644, lambda _: f"{netlink.recording:d}\n", record),
+        _ring_file("netlink_messages", netlink.messages),
+    ]
+
+
 def add_control_files(
     kernel: Kobject,
     *,
@@ -180,6 +213,7 @@ def add_control_files(
     log: Log,
     faults: Faults,
     uevents: Uevents,
+    netlink: NetlinkService,
     name: str,
     description: str,
 ) -> Kobject:
@@ -195,6 +229,7 @@ def add_control_files(
                     _text_file("ioports", _iomem(pci.ioport)),
                     _ring_file("log", log.ring),
                     _ring_file("uevents", uevents.ring),
+                    *_netlink_files(netlink),
                     _text_file("machine", lambda: description),
                     Attribute("name", 0o444, lambda _: f"{name}\n"),
                     Attribute("pid", 0o444, lambda _: f"{os.getpid()}\n"),

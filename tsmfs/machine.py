@@ -17,6 +17,7 @@ from tsmfs.board import build_host_bridge
 from tsmfs.coco.tsm import TsmClass
 from tsmfs.control import add_control_files
 from tsmfs.drivers.host import Host, HostModule
+from tsmfs.evidence import EvidenceService
 from tsmfs.kernel.fault import Faults
 from tsmfs.kernel.module import Module, ModuleTable
 from tsmfs.kernel.printk import Log
@@ -83,6 +84,7 @@ class Machine:
         )
         self.host.modules = self.modules
         self.modules.observers.append(ModuleSysfs(self.core, self.modules))
+        self.netlink = EvidenceService(self.pci)
         add_control_files(
             self.core.kernel,
             table=self.modules,
@@ -90,6 +92,7 @@ class Machine:
             log=self.log,
             faults=self.faults,
             uevents=self.uevents,
+            netlink=self.netlink,
             name=machine.name,
             description=text,
         )
@@ -125,7 +128,8 @@ class Machine:
             self.modules.modprobe(name, args)
 
     def stop(self) -> None:
-        """Unload every module and remove every device, last first."""
+        """Serve no netlink, unload every module and remove every device, last first."""
+        self.netlink.stop()
         self.modules.unload_all()
         for bridge in reversed(list(self.pci.host_bridges)):
             self.pci.remove_host_bridge(bridge)

@@ -8,6 +8,7 @@ import ctypes
 import errno
 import fcntl
 import gc
+import hashlib
 import os
 import select
 import shutil
@@ -224,6 +225,7 @@ def _serve(
     try:
         machine = _build(request)
         filesystem = fs.Filesystem(machine.root, binding)
+        _serve_netlink(machine, directory)
         os.chdir("/")
         # What is there now stays: the collector need not look at it again and again.
         gc.freeze()
@@ -348,6 +350,24 @@ def _build(request: MountRequest) -> Machine:
         except OSError as error:
             raise MountError(f"cannot load {line}: {error.strerror}") from error
     return machine
+
+
+def _serve_netlink(machine: Machine, directory: Path) -> None:
+    path = _runtime_directory() / f"{hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]}.sock"
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        machine.netlink.start(path, os.geteuid())
+    except OSError as error:
+        # All that is not evidence works without it.
+        machine.log.warn(f"netlink cannot be served at {path}: {error.strerror}")
+
+
+def _runtime_directory() -> Path:
+    """Where the sockets are, each named after its mount point: the next mount there takes it."""
+    if os.geteuid() == 0:
+        return Path("/run/tsmfs")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime) / "tsmfs" if runtime else Path(f"/tmp/tsmfs-{os.geteuid()}")
 
 
 def _is_dead(directory: Path) -> bool:

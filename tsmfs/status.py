@@ -77,11 +77,20 @@ class HostBridge:
 
 
 @dataclass(frozen=True, slots=True)
+class Netlink:
+    """Where the machine serves netlink: path of a Unix socket, port of NETLINK_USERSOCK."""
+
+    socket: str | None = None
+    port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Topology:
     """Everything that ``tsmfs status`` shows."""
 
     tsms: list[Tsm]
     host_bridges: list[HostBridge]
+    netlink: Netlink = Netlink()
 
     def to_dict(self) -> dict[str, object]:
         """Plain lists and dictionaries with the names of the fields as keys, for JSON."""
@@ -115,7 +124,7 @@ def read_topology(instance: Instance) -> Topology:
             functions[parent].children.append(function)
         elif parent in bridges:
             bridges[parent].functions.append(function)
-    return Topology(tsms, [bridges[name] for name in sorted(bridges)])
+    return Topology(tsms, [bridges[name] for name in sorted(bridges)], _read_netlink(instance))
 
 
 #: Gives a text the look that belongs to a state.
@@ -123,13 +132,16 @@ Paint = Callable[[str, State], str]
 
 
 def render(topology: Topology, paint: Paint) -> Iterator[str]:
-    """The lines of the tree: first the TSMs, then every host bridge with what is below it."""
+    """The lines of the tree: TSMs, every host bridge with what is below it, netlink."""
     for tsm in topology.tsms:
         yield f"{tsm.name}  {tsm.mode or 'no PCI operations'}  {tsm.parent or ''}".rstrip()
     for bridge in topology.host_bridges:
         yield ""
         yield bridge.name + _stream_count(bridge)
         yield from _render_functions(bridge.functions, paint, "")
+    if topology.netlink.socket is not None:
+        yield ""
+        yield f"netlink  {topology.netlink.socket}  port {topology.netlink.port}"
 
 
 def _render_functions(functions: Sequence[Function], paint: Paint, indent: str) -> Iterator[str]:
@@ -163,6 +175,14 @@ def _stream_count(bridge: HostBridge) -> str:
 def _read_tsms(instance: Instance) -> Iterator[Tsm]:
     for link in _entries(instance.sysfs / "class/tsm"):
         yield Tsm(link.name, _read(link / "pci_mode"), _target_name(link / "device"))
+
+
+def _read_netlink(instance: Instance) -> Netlink:
+    socket, port = (
+        _read(instance.control("netlink_socket")),
+        _read(instance.control("netlink_port")),
+    )
+    return Netlink(socket or None, int(port) if port else None)
 
 
 def _read_host_bridge(path: Path) -> HostBridge:

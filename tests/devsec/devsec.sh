@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: MIT
 # The sample modules through their life, by shell alone: devsec.sh SYSFS_DIR
 #
-# Both load orders: connect every device, connect and bind one, lock and accept one, and unload
-# everything while connected. Prints TAP; ends with 0 when every step that is not a TODO passed.
+# Both load orders: connect every device, connect and bind one, read its evidence by netlink, lock
+# and accept one, and unload
+# everything while connected. Prints TAP; ends with 0 when every step passed.
 # The modules are unloaded first if they are loaded, and are not loaded afterwards.
 set -u
 export LC_ALL=C
@@ -14,7 +15,13 @@ if [[ $# -ne 1 || ! -d $1 ]]; then
 fi
 sysfs=${1%/}
 here=$(readlink -f "${BASH_SOURCE[0]}")
-modprobe=${here%/tests/*}/bin/modprobe
+root=${here%/tests/*}
+modprobe=$root/bin/modprobe
+if [[ -x $root/.venv/bin/python ]]; then
+    python=$root/.venv/bin/python
+else
+    python=python3
+fi
 export TSMFS_SYSFS=$sysfs
 if [[ $sysfs == /sys ]]; then
     iomem=/proc/iomem
@@ -42,10 +49,6 @@ fail() { # TEXT DIAGNOSTIC...
     local line
     for line in "$@"; do echo "# $line"; done
     failures=$((failures + 1))
-}
-
-todo() { # TEXT REASON
-    echo "not ok $((++count)) - $1 # TODO $2"
 }
 
 equal() { # TEXT EXPECTED GOT
@@ -128,6 +131,15 @@ modules() { # TEXT MODPROBE_ARGUMENT...
     fi
 }
 
+# The command of this checkout, or the one that is installed.
+tsmfs() {
+    if [[ -x $root/.venv/bin/python ]] || ! type -P tsmfs >/dev/null; then
+        "$root/bin/tsmfs" "$@"
+    else
+        command tsmfs "$@"
+    fi
+}
+
 unload_everything() {
     local module
     for module in devsec_pci devsec_link_tsm devsec_tsm devsec_bus; do
@@ -187,9 +199,11 @@ prepare() { # MODULE...
         "${link_tsm%%[0-9]*} ${devsec_tsm%%[0-9]*}"
     [[ -n $link_tsm && -n $devsec_tsm ]] || return 1
 
+    blobs=
     printf -v blob '%4096s' ''
     for file in certs transcript; do
         blob=${blob//?/${file:0:1}}
+        blobs+=$blob
         # One byte at offset 0 empties what an earlier run may have left.
         echo -n x >"$sysfs/class/tsm/$link_tsm/device/$file"
         echo -n "$blob" >"$sysfs/class/tsm/$link_tsm/device/$file"
@@ -236,6 +250,43 @@ disconnected() { # WHEN
         "$tsm/connect" "$tsm/disconnect" "$tsm/dsm" "$tsm/bound"
 }
 
+# Reads all evidence of function 0 by a client, and compares it with the blobs.
+evidence_by() { # CLIENT COMMAND...
+    local client=$1 directory got name full=() empty=()
+    shift
+    directory=$scratch/$client
+    mkdir "$directory"
+    if ! got=$("$@" "$directory" 2>&1); then
+        fail "evidence by $client: read" "$*" "$got"
+        return
+    fi
+    for name in "$directory"/*.bin; do
+        name=${name##*/}
+        if [[ -s $directory/$name ]]; then full+=("${name%.bin}"); else empty+=("${name%.bin}"); fi
+    done
+    equal "evidence by $client: 11 objects, 2 with content" \
+        "cert0 measurements, cert1 cert2 cert3 cert4 cert5 cert6 cert7 report vca" \
+        "${full[*]}, ${empty[*]}"
+    got=$(cat "$directory/cert0.bin" "$directory/measurements.bin")
+    equal "evidence by $client: the blobs, whole" "$blobs" "$got"
+    rm -r "$directory"
+}
+
+evidence() {
+    local said
+    evidence_by "the command" tsmfs evidence read "$function0" --out
+    evidence_by "a Unix socket" "$python" "$root/tests/devsec/read_evidence.py" \
+        "$(cat "$sysfs/kernel/tsmfs/netlink_socket")" "$function0"
+    evidence_by "NETLINK_USERSOCK" "$python" "$root/tests/devsec/read_evidence.py" \
+        "$(cat "$sysfs/kernel/tsmfs/netlink_port")" "$function0"
+    if said=$(tsmfs evidence read "$function1" 2>&1); then
+        fail "$function1 has no evidence of its own" "tsmfs evidence read $function1" "$said"
+    else
+        equal "$function1 has no evidence of its own" \
+            "tsmfs: $function1: No such device or address: no evidence available" "$said"
+    fi
+}
+
 bind_one() {
     local tsm=$devices/$function0/tsm function
     local faux=$sysfs/bus/faux/devices/devsec_link_tsm
@@ -249,7 +300,7 @@ bind_one() {
         reads "the DSM of $function is $function0" "$devices/$function/tsm/dsm" "$function0"
         reads "no TDI is bound in $function" "$devices/$function/tsm/bound" ''
     done
-    todo "all 11 evidence objects are read by netlink" "needs the netlink server"
+    evidence
 
     for function in "$function0" "$function1"; do
         accepts "bind $function" "$faux/tsm_bind" "$function"
@@ -332,7 +383,13 @@ in_order() { # MODULE...
     unload_everything
 }
 
-trap unload_everything EXIT
+clean_up() {
+    unload_everything
+    rm -rf -- "$scratch"
+}
+
+scratch=$(mktemp -d) || exit 2
+trap clean_up EXIT
 echo "TAP version 13"
 unload_everything
 in_order devsec_bus devsec_link_tsm devsec_tsm

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 from .conftest import ROOT, Mount
@@ -13,6 +15,8 @@ from .conftest import ROOT, Mount
 def suite(sysfs: Path) -> tuple[int, str]:
     result = subprocess.run(
         [ROOT / "tests/devsec/devsec.sh", sysfs],
+        # Where there is no .venv, the suite takes the Python that runs the tests.
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         timeout=100,
@@ -28,8 +32,7 @@ def test_the_suite_passes_in_both_load_orders(mount: Mount, binding: str) -> Non
     assert plan is not None
     results = re.findall(r"^(?:not )?ok \d+ - .*$", output, re.MULTILINE)
     assert len(results) == int(plan[1]) > 100
-    failed = [line for line in results if line.startswith("not ok") and "# TODO" not in line]
-    assert not failed
+    assert [line for line in results if not line.startswith("ok") or "TODO" in line] == []
 
 
 def test_the_suite_unloads_what_it_finds_loaded(mount: Mount) -> None:

@@ -85,6 +85,18 @@ def test_what_has_no_evidence_says_why(machine: Machine) -> None:
     raises(errno.ENXIO, "no evidence available", dependent.generation)
 
 
+def test_a_later_context_is_an_update_to_who_began_with_an_earlier(machine: Machine) -> None:
+    pdev = machine.pci.find_device(F0)
+    assert pdev is not None
+    machine.pci.tsm.connect(pdev, 0)
+    reader = PciEvidence(machine.pci).open("pci", F0)
+    assert reader.generation() == 1
+    machine.pci.tsm.disconnect(pdev, b"tsm0\n")
+    machine.pci.tsm.connect(pdev, 0)
+    raises(errno.EAGAIN, "evidence updated during read", reader.generation)
+    assert PciEvidence(machine.pci).open("pci", F0).generation() == 1
+
+
 def test_the_samples_cannot_refresh(machine: Machine) -> None:
     pdev = machine.pci.find_device(F0)
     assert pdev is not None

@@ -21,7 +21,6 @@ from tsmfs.kernel.locking import RwSem
 if TYPE_CHECKING:
     from tsmfs.pci.core import PciCore
     from tsmfs.pci.pci_dev import PciDev
-    from tsmfs.pci.tsm import PciTsm
 
 EVIDENCE_OBJECT_MAX = 16 << 20
 """Bytes that one object can have."""
@@ -97,42 +96,52 @@ class PciTsmEvidence:
         return self.validated is not None and self.validated == self.generation
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class PciEvidenceReader:
-    """One function's evidence as a reader sees it, anew at each call: it may go meanwhile."""
+    """One function's evidence as a reader sees it, anew at each call: it may go meanwhile.
+
+    A context that comes after the one that the reader began with counts its generations from 1
+    again; to the reader it is an update.
+    """
 
     pci: PciCore
     pdev: PciDev
+    _began_with: PciTsmEvidence | None = None
 
     @contextmanager
-    def _evidence(self) -> Iterator[tuple[PciTsm, PciTsmEvidence]]:
+    def _evidence(self) -> Iterator[PciTsmEvidence]:
         with self.pci.tsm_rwsem.read_interruptible():
             tsm = self.pdev.tsm
             if tsm is None:
                 fail(errno.ENXIO, "no TSM context")
-            with tsm.evidence.lock.read_interruptible():
-                yield tsm, tsm.evidence
+            evidence = tsm.evidence
+            if self._began_with is None:
+                self._began_with = evidence
+            elif self._began_with is not evidence:
+                fail(errno.EAGAIN, "evidence updated during read")
+            with evidence.lock.read_interruptible():
+                yield evidence
 
     def generation(self) -> int:
         """The current generation; ENXIO without a context, or before it has evidence."""
-        with self._evidence() as (_, evidence):
+        with self._evidence() as evidence:
             if not evidence.generation:
                 fail(errno.ENXIO, "no evidence available")
             return evidence.generation
 
     def object_size(self, kind: int) -> int:
         """Bytes of an object, 0 when the TSM does not have it."""
-        with self._evidence() as (_, evidence):
+        with self._evidence() as evidence:
             return len(evidence.objects.get(EvidenceType(kind), b""))
 
     def read(self, kind: int, offset: int, count: int) -> bytes:
         """Bytes of an object."""
-        with self._evidence() as (_, evidence):
+        with self._evidence() as evidence:
             return evidence.objects.get(EvidenceType(kind), b"")[offset : offset + count]
 
     def digest(self, kind: int) -> bytes:
         """The TSM's digest of an object, empty when it has none."""
-        with self._evidence() as (_, evidence):
+        with self._evidence() as evidence:
             return evidence.digests.get(EvidenceType(kind), b"")
 
     def refresh(self, nonce: bytes) -> None:

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+"""What the commands share: their group, the option ``--sysfs``, and reading a file that grows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from tsmfs.instance import ControlStream
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+#: How long a command waits before it looks for something new in a file, in seconds.
+POLL_INTERVAL = 0.1
+
+
+class Group(click.Group):
+    """Lists the commands in the order of a user's day instead of the alphabet's."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def on_instance(command: Command) -> Command:
+    """Give a command the option ``--sysfs``, which says on which machine it works."""
+    return click.option(
+        "--sysfs",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="The mount point of the machine. Default: the one that TSMFS_SYSFS names, else the "
+        "only one that is mounted.",
+    )(command)
+
+
+def follow_stream(stream: ControlStream) -> Iterator[bytes]:
+    """What is there and what comes, until the machine is unmounted."""
+    while True:
+        try:
+            chunk = stream.read()
+        except OSError:
+            return
+        if chunk:
+            yield chunk
+        else:
+            time.sleep(POLL_INTERVAL)
