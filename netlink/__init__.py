@@ -5,7 +5,10 @@ The package knows nothing of the emulated machine and imports nothing of ``tsmfs
 wants to be reached by netlink hands a provider of its data to a server here, so the package is of
 use to any program that has to speak generic netlink without a kernel family behind it.
 
-This release contains the package itself and no family: nothing is exported yet.
+From the wire upwards: ``spec`` reads the YNL files in ``specs/``, ``codec`` has headers and
+attributes, ``policy`` the kernel's validation, ``af_netlink`` requests, acks and dumps, ``genl``
+families and operations, ``nlctrl`` the family of families, ``evidence`` those of device evidence.
+``server`` puts a registry of families on ``transport/``s; ``client`` is the other end.
 """
 
 from __future__ import annotations

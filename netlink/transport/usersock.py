@@ -131,6 +131,7 @@ class UsersockClient(Client):
         self._retry = RETRY
         self._retry_at = 0.0
         self._idle_since: float | None = None
+        self._idle_timer = 0.0
 
     def push(self, admin: bool, datagram: bytes) -> bool:
         """Add a request to those that wait, if they are not too many; False for one that left."""
@@ -171,12 +172,15 @@ class UsersockClient(Client):
         now = time.monotonic()
         if self._idle_since is None:
             self._idle_since = now
-            self._loop.wake_later(self, LINGER)
         elif now - self._idle_since >= LINGER:
             with self._lock:
                 self._over = not self._waiting
             if self._over:
                 raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        # One timer at a time, however often the client asks.
+        if now >= self._idle_timer:
+            self._idle_timer = self._idle_since + LINGER
+            self._loop.wake_later(self, self._idle_timer - now)
 
     def close(self) -> None:
         with self._lock:

@@ -67,7 +67,7 @@ class VirtualFunction(Function):
 
 @dataclass(frozen=True, eq=False)
 class Bridge:
-    """A host bridge with everything below it, in the order of a scan: depth first."""
+    """A host bridge with everything below it, ports before what is behind them."""
 
     name: str
     pool: int

@@ -466,15 +466,34 @@ class Model:
         self._autoprobe(dev)
 
     def _scan(self, bridge: Bridge, bus: str | None = None) -> None:
-        buses = {bus or bridge.bus}
+        """Everything arrives, then drivers get it: a bus first, then what is behind its ports."""
+        fresh: set[str] = set()
+        self._scan_bus(bridge, bus or bridge.bus, fresh)
+        self._probe_bus(bridge, bus or bridge.bus, fresh)
+
+    def _scan_bus(self, bridge: Bridge, bus: str, fresh: set[str]) -> None:
         for fn in bridge.functions:
-            if fn.bus not in buses or fn.slot in self.unplugged:
+            if fn.bus != bus or fn.slot in self.unplugged or fn.name in self.devices:
                 continue
             if fn.parent and fn.parent not in self.devices:
                 continue
-            if fn.name not in self.devices:
-                self._arrive(Device(fn, bridge))
-            buses |= {below.bus for below in bridge.functions if below.parent == fn.name}
+            dev = self.devices[fn.name] = Device(fn, bridge)
+            self._offer(dev)
+            fresh.add(fn.name)
+        for below in self._buses_below(bridge, bus):
+            self._scan_bus(bridge, below, fresh)
+
+    def _probe_bus(self, bridge: Bridge, bus: str, fresh: set[str]) -> None:
+        for dev in list(self.devices.values()):
+            if dev.fn.bus == bus and dev.name in fresh:
+                self._autoprobe(dev)
+        for below in self._buses_below(bridge, bus):
+            self._probe_bus(bridge, below, fresh)
+
+    def _buses_below(self, bridge: Bridge, bus: str) -> list[str]:
+        ports = [dev.name for dev in self.devices.values() if dev.fn.bus == bus]
+        found = [fn.bus for port in ports for fn in bridge.functions if fn.parent == port]
+        return list(dict.fromkeys(found))
 
     def _remove(self, dev: Device) -> None:
         for child in reversed([d for d in self.devices.values() if d.fn.parent == dev.name]):

@@ -6,10 +6,12 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 
 import pytest
 
 from netlink.server import Server
+from netlink.transport import usersock
 from netlink.transport.usersock import UsersockTransport
 from tests.netlink.conftest import Served
 from tests.netlink.devices import BDF
@@ -25,6 +27,7 @@ from tests.netlink.wire import (
     genl,
     message,
     read_evidence,
+    reader,
 )
 
 NAME = BDF.encode() + b"\0"
@@ -74,6 +77,27 @@ def test_owner_may_ask_for_evidence(served: Served) -> None:
     client = connect(served.port)
     client.send(evidence_request(family_id(client, "pci-tsm"), 1, NAME))
     assert read_evidence(client, 7, 4096).objects == {0: b""}
+    client.close()
+
+
+def largest(client: NetlinkConnection, request: bytes) -> int:
+    client.send(request)
+    return max(read_evidence(client, 7, 65536).datagrams)
+
+
+def test_client_is_remembered_for_a_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a reader has said of its buffer holds for its next requests, and not for ever."""
+    monkeypatch.setattr(usersock, "LINGER", 0.2)
+    served.device.objects = {0: bytes(100_000)}
+    client = connect(served.port)
+    request = evidence_request(family_id(client, "pci-tsm"), 1, NAME)
+    assert largest(client, request) < 4096
+    assert largest(client, reader(32768) + request) > 32000
+    for _ in range(3):
+        time.sleep(0.1)
+        assert largest(client, request) > 32000
+    time.sleep(0.5)
+    assert largest(client, request) < 4096
     client.close()
 
 
