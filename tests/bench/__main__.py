@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """``python -m tests.bench``: all benchmarks."""
 
-from tests.bench import bench_fs
+from tests.bench import bench_fs, bench_netlink
 
 bench_fs.main()
+bench_netlink.main()
