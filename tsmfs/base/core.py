@@ -33,15 +33,11 @@ class DriverCore:
         for name in ("block", "firmware", "fs", "power"):
             self.root.add_child(name)
         for name in ("block", "char"):
-            self._child(self.root, "dev").add_child(name)
-
-    def _child(self, parent: Kobject, name: str) -> Kobject:
-        existing = parent.lookup(name)
-        return existing if isinstance(existing, Kobject) else parent.add_child(name)
+            self.root.ensure_child("dev").add_child(name)
 
     def virtual_parent(self, subsystem: str) -> Kobject:
         """``devices/virtual/<subsystem>``: where class devices without a parent are."""
-        return self._child(self._child(self.devices, "virtual"), subsystem)
+        return self.devices.ensure_child("virtual").ensure_child(subsystem)
 
     def uevent(self, kobj: Kobject, action: Action, subsystem: str, env: Env) -> None:
         """Send a uevent of *kobj*."""

@@ -97,7 +97,7 @@ class Device(Kobject):
         if self.parent_device is None:
             place = self.core.virtual_parent(self.cls.name) if self.cls else self.core.devices
         elif self.cls is not None and self.parent_device.cls is None:
-            place = self._glue_directory(self.parent_device, self.cls.name)
+            place = self.parent_device.ensure_child(self.cls.name)
         else:
             place = self.parent_device
         place.add(self)
@@ -118,11 +118,6 @@ class Device(Kobject):
         self.uevent(Action.ADD)
         if self.bus_type is not None:
             self.bus_type.probe_device(self)
-
-    def _glue_directory(self, parent: Device, name: str) -> Directory:
-        with self.tree.lock:
-            existing = parent.children.get(name)
-            return existing if isinstance(existing, Kobject) else parent.add_child(name)
 
     def device_del(self) -> None:
         """Release its driver, tell user space, take it out (``device_del()``)."""

@@ -583,6 +583,12 @@ class Kobject(Directory):
         self.add(child)
         return child
 
+    def ensure_child(self, name: str) -> Kobject:
+        """The directory called *name* below, made when it is not there."""
+        with self.tree.lock:
+            existing = self.children.get(name)
+            return existing if isinstance(existing, Kobject) else self.add_child(name)
+
     def delete(self) -> None:
         """Take this kobject out of the tree with all below it (``kobject_del()``)."""
         with self.tree.lock:
