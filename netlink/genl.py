@@ -195,6 +195,11 @@ class GenericNetlink:
         families = self._families
         return [families[number] for number in sorted(families)]
 
+    @property
+    def table(self) -> Mapping[int, GenlFamily]:
+        """All families by number: another object after each change."""
+        return self._families
+
     def by_id(self, number: int) -> GenlFamily | None:
         return self._families.get(number)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Protocol, TypeAlias
 
-from netlink.af_netlink import NetlinkSock, netlink_dump, netlink_dump_stop, netlink_rcv
+from netlink.af_netlink import NetlinkSock, Receiver, netlink_dump, netlink_dump_stop, netlink_rcv
 from netlink.genl import GenericNetlink
 from netlink.nlctrl import serve_nlctrl
 from netlink.transport.loop import Loop
@@ -91,10 +91,15 @@ class Server:
         with self._lock:
             self._taps = tuple(one for one in self._taps if one != tap)
 
-    def receive(self, sock: NetlinkSock, datagram: bytes) -> Iterator[bytes | bytearray]:
-        """What a client is to be sent for *datagram*, one datagram after the other."""
+    def receive(
+        self, sock: NetlinkSock, datagram: bytes, receiver: Receiver | None = None
+    ) -> Iterator[bytes | bytearray]:
+        """What a client is to be sent for *datagram*, one datagram after the other.
+
+        A transport may have a *receiver* that knows more than the families of the server.
+        """
         self._show(Direction.RECEIVED, sock, datagram)
-        for reply in netlink_rcv(self.genl, sock, datagram):
+        for reply in netlink_rcv(receiver or self.genl, sock, datagram):
             self._show(Direction.SENT, sock, reply)
             yield reply
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +16,10 @@ from tsmfs.pci.evidence import PciEvidence
 
 if TYPE_CHECKING:
     from netlink.server import Direction, Server
+    from netlink.transport.interpose import InterposeTransport
 
 _CAPACITY = 8 << 20
+_FAMILIES = 2
 
 
 class EvidenceService:
@@ -24,6 +28,7 @@ class EvidenceService:
     def __init__(self, pci: PciCore) -> None:
         self._provider = PciEvidence(pci)
         self._server: Server | None = None
+        self._interpose: InterposeTransport | None = None
         self._recording = False
         self.socket_path = ""
         """Path of the Unix socket, empty while it does not serve."""
@@ -36,11 +41,18 @@ class EvidenceService:
         """Serve clients; *owner* is the uid of the machine's root. OSError when it cannot."""
         # Only a mounted machine needs these, and they take long to import.
         from netlink.evidence import serve_device_evidence, serve_pci_tsm
+        from netlink.genl import GENL_START_ALLOC, GenericNetlink
         from netlink.server import Server
+        from netlink.transport.kernel import free_numbers
         from netlink.transport.unix import UnixTransport
         from netlink.transport.usersock import UsersockTransport
 
-        server = Server()
+        try:
+            # Where programs see these families beside the kernel's, no number may be both's.
+            first = free_numbers(_FAMILIES)
+        except OSError:
+            first = GENL_START_ALLOC
+        server = Server(GenericNetlink(first))
         serve_pci_tsm(server.genl, self._provider)
         serve_device_evidence(server.genl, self._provider)
         try:
@@ -54,11 +66,42 @@ class EvidenceService:
         self.socket_path = str(socket_path)
         self.port = usersock.port
 
+    def interpose(self, report: Callable[[str], None]) -> None:
+        """Serve processes whose filter's listener is attached, too; *report* is told of problems.
+
+        It is for the network namespace of the calling thread, in which it needs CAP_NET_ADMIN.
+        Raises OSError when it cannot, OSError(ENOTCONN) before :meth:`start`.
+        """
+        from netlink.transport.interpose import InterposeTransport
+
+        transport = InterposeTransport(report)
+        self._running().add(transport)
+        self._interpose = transport
+
+    def attach(self, listener: int, reserved: range | None = None) -> None:
+        """Serve the processes of a filter, whose *listener* is taken over.
+
+        *reserved* are the descriptors of the filter, where it has not the usual ones. Raises
+        OSError; OSError(ENOTCONN) before :meth:`interpose`.
+        """
+        if self._interpose is None:
+            raise OSError(errno.ENOTCONN, "generic netlink is not interposed")
+        if reserved is None:
+            self._interpose.attach(listener)
+        else:
+            self._interpose.attach(listener, reserved)
+
+    def _running(self) -> Server:
+        if self._server is None:
+            raise OSError(errno.ENOTCONN, "the netlink server does not run")
+        return self._server
+
     def stop(self) -> None:
         """Serve nobody any more."""
         if self._server is not None:
             self._server.close()
             self._server = None
+            self._interpose = None
             self.socket_path, self.port = "", None
 
     @property

@@ -41,6 +41,10 @@ class Client(ABC):
     def close(self) -> None:
         """Give up what the transport holds for the client."""
 
+    def answer(self, request: bytes) -> Iterator[bytes | bytearray]:
+        """What the client is to be sent for a request."""
+        return self.server.receive(self.sock, request)
+
     def step(self) -> Next:
         """Answer a request, or go on with an answer or a dump."""
         try:
@@ -78,6 +82,6 @@ class Client(ABC):
             self._replies = None
         request = self.receive()
         if request is not None:
-            self._replies = self.server.receive(self.sock, request)
+            self._replies = self.answer(request)
             return None
         return self.server.dump(self.sock) if self.sock.running else None

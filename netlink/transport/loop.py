@@ -80,6 +80,8 @@ class Loop:
         self._resting = True
         """Whether the watcher waits for the leader to have something to do."""
         self._work = threading.Event()
+        self._polling = False
+        """Whether the leader sleeps until something happens at a descriptor."""
         self._stopping = False
         self._threads: set[threading.Thread] = set()
         self._watchers = 0
@@ -122,6 +124,7 @@ class Loop:
             if task.state is State.WAITING:
                 task.state = State.QUEUED
                 self._queue.append(task)
+                self._rouse()
             elif task.state is State.STEPPING:
                 task.state = State.WOKEN
 
@@ -130,6 +133,14 @@ class Loop:
         with self._lock:
             entry = (time.monotonic() + seconds, next(self._count), task)
             heapq.heappush(self._timers, entry)
+            if self._timers[0] is entry:
+                self._rouse()
+
+    def _rouse(self) -> None:
+        """Have the leader look at the queue and the timers; with the lock held."""
+        if self._polling:
+            self._polling = False
+            os.eventfd_write(self._wake_fd, 1)
 
     def _spawn(self, target: Callable[[], None]) -> bool:
         """Start a thread, with the lock held; False when there can be no more of them."""
@@ -233,8 +244,14 @@ class Loop:
                         return
 
     def _timeout(self) -> float:
-        """Seconds to the first timer, or -1 for none."""
+        """Seconds to sleep: 0 for none, -1 until something happens at a descriptor.
+
+        From here on, whoever has something to do for the leader rouses it.
+        """
         with self._lock:
+            if self._queue:
+                return 0
+            self._polling = True
             if not self._timers:
                 return -1
             return max(self._timers[0][0] - time.monotonic(), 0)
@@ -245,6 +262,8 @@ class Loop:
             events = self._epoll.poll(timeout)
         except ValueError:
             return
+        # What is woken from here on is seen without being roused.
+        self._polling = False
         for fd, happened in events:
             if fd == self._wake_fd:
                 if not self._stopping:
