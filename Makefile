@@ -2,12 +2,12 @@
 # `make demo` and `make test` each set up all they need.
 
 PYTHON := .venv/bin/python
-SHELL_SCRIPTS = $(shell grep -rlE '^\#!.*[ /](ba)?sh$$' bin tsmfs/bin .ci tests)
+SHELL_SCRIPTS = $(shell grep -rlE '^\#!.*[ /](ba)?sh$$' bin tsmfs/bin .ci tests Documentation)
 
 .PHONY: help demo test lint bench man clean
 
 help:
-	@echo 'make demo   mount the default machine, run the shell suite on it, unmount'
+	@echo 'make demo   run the shell suite in a session on the default machine'
 	@echo 'make test   run all tests, with a summary of the coverage'
 	@echo 'make lint   ruff, mypy and shellcheck'
 	@echo 'make bench  run the benchmarks'

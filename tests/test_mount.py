@@ -16,10 +16,11 @@ from typing import IO
 
 import pytest
 
-from tsmfs import fs, mount
+from tsmfs import daemon, fs, mount
 from tsmfs.description import builtin_text
 from tsmfs.instance import mounted
 from tsmfs.mount import MountError, MountRequest, mount_machine, unmount_machine
+from tsmfs.umount import umount
 
 ROOT = Path(__file__).resolve().parent.parent
 NOBODY = 65534
@@ -155,7 +156,7 @@ def test_a_signal_ends_a_machine_in_use(place: Path, binding: str) -> None:
 def test_an_unmount_from_outside_ends_the_daemon(place: Path, binding: str) -> None:
     assert command("mount", place, binding=binding) == (0, "")
     pid = daemon_of(place)
-    mount._umount(place, lazily=False)
+    umount(place)
     assert wait_for(lambda: not alive(pid))
 
 
@@ -266,7 +267,7 @@ def test_the_fuse_device_is_looked_at_first(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = tmp_path / "fuse"
-    monkeypatch.setattr(mount, "FUSE_DEVICE", device)
+    monkeypatch.setattr(daemon, "FUSE_DEVICE", device)
     with pytest.raises(MountError, match=r"^.*/fuse: No such file or directory: load the kernel"):
         mount_machine(MountRequest(place))
 
@@ -393,5 +394,5 @@ def test_libfuse_is_quoted_when_it_cannot_mount(place: Path, binding: str) -> No
         check=False,
     )
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"tsmfs.mount.MountError: cannot mount on {place}: fusermount")
+    assert last.startswith(f"tsmfs.umount.MountError: cannot mount on {place}: fusermount")
     assert "write access" in last

@@ -19,7 +19,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from tsmfs import __version__
-from tsmfs.command import Group, follow_stream, on_instance
+from tsmfs.command import Group, complete_machine, follow_stream, on_instance
 from tsmfs.evidence_cli import evidence, netlink
 from tsmfs.instance import (
     ENVIRONMENT_VARIABLE,
@@ -27,6 +27,7 @@ from tsmfs.instance import (
     InstanceError,
     find_instance,
 )
+from tsmfs.session_cli import enter, exec_, sessions, shell
 
 if TYPE_CHECKING:
     from tsmfs.status import State
@@ -43,15 +44,6 @@ def _complete_module(
     except (InstanceError, OSError):
         return []
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
-
-
-def _complete_machine(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    from tsmfs.description import builtin_names
-
-    names = [CompletionItem(name) for name in builtin_names() if name.startswith(incomplete)]
-    return names or [CompletionItem(incomplete, type="file")]
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -86,7 +78,7 @@ def cli() -> None:
     "--machine",
     default="devsec",
     metavar="NAME|FILE",
-    shell_complete=_complete_machine,
+    shell_complete=complete_machine,
     help="A built-in machine, or the TOML file of another. Default: devsec.",
 )
 @click.option(
@@ -153,6 +145,10 @@ def umount(directory: Path) -> None:
         unmount_machine(directory)
     except MountError as error:
         raise click.ClickException(str(error)) from error
+
+
+for _command in (exec_, shell, enter, sessions):
+    cli.add_command(_command)
 
 
 @cli.command()
@@ -304,7 +300,7 @@ def machine_list() -> None:
 
 
 @machine.command("show")
-@click.argument("name", shell_complete=_complete_machine)
+@click.argument("name", shell_complete=complete_machine)
 def machine_show(name: str) -> None:
     """Print the description of the built-in machine NAME.
 

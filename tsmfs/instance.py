@@ -89,20 +89,24 @@ class ControlStream:
         return iter(self.read, b"")
 
 
-def mounted(mountinfo: Path = Path("/proc/self/mountinfo")) -> list[Path]:
-    """The mount points of all machines in this mount namespace, in the order of mounting.
+def mounts(mountinfo: Path = Path("/proc/self/mountinfo")) -> Iterator[tuple[Path, str]]:
+    """Mount point and type of everything in this mount namespace, in the order of mounting.
 
     The format is that of ``/proc/PID/mountinfo`` (proc(5)): the optional fields end with a single
     hyphen, after which comes the type; white space in a path is written as octal escapes.
     """
-    found: dict[Path, None] = {}
     # Bytes, since a path may hold whatever text would take for the end of a line.
     for line in mountinfo.read_bytes().split(b"\n"):
-        fields, _, tail = line.partition(b" - ")
-        if tail.split(b" ", 1)[0] == FILESYSTEM_TYPE.encode():
+        fields, hyphen, tail = line.partition(b" - ")
+        if hyphen:
             escaped = fields.split(b" ")[4]
             place = _OCTAL_ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), escaped)
-            found[Path(os.fsdecode(place))] = None
+            yield Path(os.fsdecode(place)), os.fsdecode(tail.split(b" ", 1)[0])
+
+
+def mounted(mountinfo: Path = Path("/proc/self/mountinfo")) -> list[Path]:
+    """The mount points of all machines in this mount namespace, in the order of mounting."""
+    found = dict.fromkeys(place for place, kind in mounts(mountinfo) if kind == FILESYSTEM_TYPE)
     return list(found)
 
 

@@ -1,22 +1,28 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# The sample modules through their life, by shell alone: devsec.sh SYSFS_DIR
+# The sample modules through their life, by shell alone: devsec.sh [SYSFS_DIR]
 #
 # Both load orders: connect every device, connect and bind one, read its evidence by netlink, lock
-# and accept one, and unload
-# everything while connected. Prints TAP; ends with 0 when every step passed.
-# The modules are unloaded first if they are loaded, and are not loaded afterwards.
+# and accept one, and unload everything while connected. Prints TAP; ends with 0 when every step
+# passed. The modules are unloaded first if they are loaded, and are not loaded afterwards.
+#
+# Without an argument the machine is the one on /sys, as in `tsmfs exec -- devsec.sh`. Then all that
+# is used has its usual place: modprobe in PATH, /proc/iomem, NETLINK_GENERIC.
 set -u
 export LC_ALL=C
 
-if [[ $# -ne 1 || ! -d $1 ]]; then
-    echo "usage: ${0##*/} SYSFS_DIR" >&2
+sysfs=${1-/sys}
+sysfs=${sysfs%/}
+if [[ $# -gt 1 || ! -d $sysfs ]]; then
+    echo "usage: ${0##*/} [SYSFS_DIR]" >&2
     exit 2
 fi
-sysfs=${1%/}
+if [[ ! -d $sysfs/kernel/tsmfs ]]; then
+    echo "${0##*/}: no emulated machine on $sysfs; try: tsmfs exec -- $0" >&2
+    exit 2
+fi
 here=$(readlink -f "${BASH_SOURCE[0]}")
 root=${here%/tests/*}
-modprobe=$root/bin/modprobe
 if [[ -x $root/.venv/bin/python ]]; then
     python=$root/.venv/bin/python
 else
@@ -25,8 +31,12 @@ fi
 export TSMFS_SYSFS=$sysfs
 if [[ $sysfs == /sys ]]; then
     iomem=/proc/iomem
+    modprobe=modprobe
+    lsmod=lsmod
 else
     iomem=$sysfs/kernel/tsmfs/iomem
+    modprobe=$root/bin/modprobe
+    lsmod=$root/bin/lsmod
 fi
 
 devices=$sysfs/bus/pci/devices
@@ -140,6 +150,18 @@ tsmfs() {
     fi
 }
 
+listed() { # MODULE...
+    local newest_first=() found=() module
+    for module in "$@"; do newest_first=("$module" "${newest_first[@]}"); done
+    while read -r module _; do
+        case $module in
+            devsec_common) ;;
+            devsec_*) found+=("$module") ;;
+        esac
+    done <<<"$("$lsmod")"
+    equal "lsmod lists them, the newest first" "${newest_first[*]}" "${found[*]}"
+}
+
 unload_everything() {
     local module
     for module in devsec_pci devsec_link_tsm devsec_tsm devsec_bus; do
@@ -194,6 +216,7 @@ prepare() { # MODULE...
     for module in "$@"; do
         modules "load $module" "$module" || return 1
     done
+    listed "$@"
     find_tsms
     equal "one TSM has pci_mode link, another devsec" "tsm tsm" \
         "${link_tsm%%[0-9]*} ${devsec_tsm%%[0-9]*}"
@@ -279,6 +302,11 @@ evidence() {
         "$(cat "$sysfs/kernel/tsmfs/netlink_socket")" "$function0"
     evidence_by "NETLINK_USERSOCK" "$python" "$root/tests/devsec/read_evidence.py" \
         "$(cat "$sysfs/kernel/tsmfs/netlink_port")" "$function0"
+    # Elsewhere than in a session that is the running kernel's.
+    if [[ $sysfs == /sys ]]; then
+        evidence_by "NETLINK_GENERIC" "$python" "$root/tests/devsec/read_evidence.py" \
+            kernel "$function0"
+    fi
     if said=$(tsmfs evidence read "$function1" 2>&1); then
         fail "$function1 has no evidence of its own" "tsmfs evidence read $function1" "$said"
     else

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Reads all evidence of a device with plain sockets: read_evidence.py SOCKET|PORT DEVICE DIR.
+"""Reads all evidence of a device with plain sockets: read_evidence.py PLACE DEVICE DIR.
 
-SOCKET is the path of a Unix socket, PORT a number of NETLINK_USERSOCK. Each object goes to a file
-DIR/NAME.bin. Shares nothing with the project: the numbers are those of the kernel's headers and of
-the family ``pci-tsm``, so this is a client as somebody else would write it.
+PLACE is the path of a Unix socket, the number of a port of NETLINK_USERSOCK, or "kernel", which is
+NETLINK_GENERIC. Each object goes to a file DIR/NAME.bin. Shares nothing with the project: the
+numbers are those of the kernel's headers and of the family ``pci-tsm``, so this is a client as
+somebody else would write it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+NETLINK_GENERIC = 16
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_DUMP, NLM_F_ACK_TLVS = 0x1, 0x300, 0x200
 NLMSGERR_ATTR_MSG = 1
@@ -33,22 +35,21 @@ Exchange = Callable[[bytes], Iterator[bytes]]
 
 def open_socket(place: str) -> Exchange:
     """A function that sends a request and yields what datagrams come in."""
-    if not place.isdigit():
-        unix = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        unix.connect(place)
-        address: tuple[tuple[int, int], ...] = ()
+    if place == "kernel":
+        server = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC)
+        server.bind((0, 0))
+    elif place.isdigit():
+        server = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_USERSOCK)
+        server.bind((0, 0))
+        server.connect((int(place), 0))
     else:
-        unix = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_USERSOCK)
-        unix.bind((0, 0))
-        address = ((int(place), 0),)
-    unix.settimeout(20)
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        server.connect(place)
+    server.settimeout(20)
 
     def exchange(request: bytes) -> Iterator[bytes]:
-        if address:
-            unix.sendto(request, *address)
-        else:
-            unix.send(request)
-        while datagram := unix.recv(RECEIVE_BUFFER):
+        server.send(request)
+        while datagram := server.recv(RECEIVE_BUFFER):
             yield datagram
         raise ConnectionResetError("the server has gone")
 
@@ -122,7 +123,7 @@ def main(place: str, device: str, directory: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 4:
-        sys.exit(f"usage: {sys.argv[0]} SOCKET|PORT DEVICE DIR")
+        sys.exit(f"usage: {sys.argv[0]} SOCKET|PORT|kernel DEVICE DIR")
     try:
         main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
     except OSError as error:

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: MIT
+"""The end of a session, whatever brings it about: nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_session import as_caller, directories, processes, tsmfs, variables
+from tsmfs.session import registry
+from tsmfs.session.registry import Record
+
+SECONDS = 1.0
+"""So long may it take until all is gone."""
+
+NAME = f"end-{os.getpid()}"
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = SECONDS) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+@contextmanager
+def session(script: str) -> Iterator[tuple[subprocess.Popen[str], Record]]:
+    """A session whose COMMAND is a script that prints ``ready``, and what is told of it."""
+    process = subprocess.Popen(
+        as_caller("exec", "--name", NAME, "--", "sh", "-c", f"echo ready; {script}", NAME),
+        env=variables(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process, registry.find(NAME)[1]
+    finally:
+        process.kill()
+        process.communicate(timeout=20)
+        assert wait_for(lambda: not processes(NAME))
+
+
+def is_gone(record: Record) -> bool:
+    """Whether no process of the session and nothing of its directory is there."""
+    alive = any(Path(f"/proc/{pid}/exe").exists() for pid in (record.daemon, record.init))
+    return not (alive or processes(NAME) or any(path.name == NAME for path in directories()))
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGUSR2, 140)],
+)
+def test_signal_to_the_front_is_for_the_command(number: signal.Signals, status: int) -> None:
+    with session("exec sleep 100") as (process, record):
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=10)
+        assert (process.returncode, errors) == (status, "")
+        assert is_gone(record)
+
+
+def test_command_may_handle_signals() -> None:
+    with session("trap 'echo got; exit 4' TERM; while :; do sleep 0.01; done") as (process, _):
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=10)
+        assert (process.returncode, output) == (4, "got\n")
+
+
+@pytest.mark.parametrize("stubborn", ["sleep 100", "trap '' HUP TERM INT; sleep 100 & wait"])
+def test_all_ends_with_a_front_that_is_killed(stubborn: str) -> None:
+    with session(stubborn) as (process, record):
+        process.kill()
+        assert wait_for(lambda: is_gone(record))
+
+
+def test_all_ends_with_a_daemon_that_is_killed() -> None:
+    with session("setsid sleep 100 & sleep 100") as (process, record):
+        os.kill(record.daemon, signal.SIGKILL)
+        _, errors = process.communicate(timeout=SECONDS)
+        assert process.returncode == 125
+        assert errors == "tsmfs: the daemon of the session died, and the session with it\n"
+        assert is_gone(record)
+
+
+def test_all_ends_with_the_first_process_that_is_killed() -> None:
+    with session("setsid sleep 100 & sleep 100") as (process, record):
+        os.kill(record.init, signal.SIGKILL)
+        _, errors = process.communicate(timeout=SECONDS)
+        assert process.returncode == 125
+        assert errors == "tsmfs: the session was killed, and COMMAND with it\n"
+        assert is_gone(record)
+
+
+def test_what_two_killed_processes_leave_the_next_session_removes() -> None:
+    with session("sleep 100") as (process, record):
+        os.kill(record.daemon, signal.SIGSTOP)
+        process.kill()
+        os.kill(record.daemon, signal.SIGKILL)
+        assert wait_for(lambda: not processes(NAME))
+        assert any(path.name == NAME for path in directories())
+        assert tsmfs("exec", "--", "true").returncode == 0
+        assert is_gone(record)
+
+
+def test_nobody_inside_can_end_the_first_process() -> None:
+    with session("kill -TERM 1; kill -KILL 1; kill -STOP 1; echo $?; read x") as (process, _):
+        assert process.stdout is not None
+        assert process.stdout.readline() == "0\n"
+        process.communicate("go\n", timeout=10)
+        assert process.returncode == 1
+
+
+def test_interruption_before_the_command_ends_all(tmp_path: Path) -> None:
+    fifo = tmp_path / "machine.toml"
+    os.mkfifo(fifo)
+    process = subprocess.Popen(
+        as_caller("exec", "--name", NAME, "--machine", str(fifo), "--", "true"),
+        env=variables(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # This waits until the daemon reads it.
+    with open(fifo, "w"):
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=10)
+    assert (process.returncode, errors) == (130, "")
+    assert not processes(NAME)
+    assert not any(path.name == NAME for path in directories())
+
+
+def test_a_hung_driver_does_not_keep_a_command_that_was_killed() -> None:
+    script = (
+        "cd /sys/kernel/tsmfs/fault/tsm_connect; echo 3600000 > delay_ms; echo 1 > times; "
+        "echo 100 > probability; echo tsm0 > /sys/bus/pci/devices/10000:01:00.0/tsm/connect"
+    )
+    with session(script) as (process, record):
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=10)
+        assert process.returncode == 143
+        assert is_gone(record)
+
+
+def test_a_broken_pipe_is_the_command_s() -> None:
+    program = " ".join(as_caller("exec", "--", "yes"))
+    done = subprocess.run(
+        ["bash", "-c", f"{program} | head -n 1; echo ${{PIPESTATUS[0]}}"],
+        env=variables(),
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == (f"y\n{128 + signal.SIGPIPE}\n", "")
+
+
+def namespaces() -> set[str]:
+    """All namespaces in which there is a process."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/ns/*"):
+        with suppress(OSError):
+            found.add(os.readlink(link))
+    return found
+
+
+def test_fifty_sessions_leave_nothing() -> None:
+    mounts = Path("/proc/self/mountinfo").read_text()
+    before = set(directories())
+    for number in range(50):
+        done = tsmfs("exec", "--name", f"{NAME}.{number}", "--", "readlink", "/proc/self/ns/mnt")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.strip() not in namespaces()
+    assert not processes(NAME)
+    assert set(directories()) <= before
+    assert Path("/proc/self/mountinfo").read_text() == mounts

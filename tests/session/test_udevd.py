@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: MIT
+"""udevd in a session: what it logs, what it finds as rules, and a host where it does not work."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsmfs.session import udev_keeper, udev_rules, udevd
+from tsmfs.session.udev_keeper import Keeper, Level, concerns_user, parse
+from tsmfs.session.udev_rules import RulesView, Source, UdevdError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+# --- The log ----------------------------------------------------------------------------------
+
+
+def test_a_line_has_its_level_behind_the_facility() -> None:
+    daemon = 3 << 3
+    assert parse(f"<{daemon | 4}>tsm0: text") == (Level.WARNING, "tsm0: text")
+    assert parse("<7>") == (Level.DEBUG, "")
+
+
+def test_a_line_without_a_level_is_an_error() -> None:
+    assert parse("udevadm: symbol lookup error") == (Level.ERR, "udevadm: symbol lookup error")
+
+
+@given(st.text(st.characters(exclude_characters="\n")))
+def test_no_line_is_lost(line: str) -> None:
+    level, text = parse(line)
+    assert line.endswith(text)
+    assert level in Level
+
+
+@pytest.mark.parametrize(
+    ("level", "text", "shown"),
+    [
+        (Level.ERR, "/run/udev/rules.d/a.rules:1 Invalid key 'A'", True),
+        (Level.WARNING, "tsm0: Process 'a' failed with exit code 1.", True),
+        (Level.DEBUG, "tsm0: 'a b'(err) 'no such thing'", True),
+        (Level.DEBUG, "tsm0: 'a b'(out) 'hello'", False),
+        (Level.INFO, "Using default interface naming scheme 'v252'.", False),
+        (Level.WARNING, "Failed to set receive buffer size for device monitor", False),
+    ],
+)
+def test_what_the_author_of_a_rule_wants_to_know_is_shown(
+    level: Level, text: str, shown: bool
+) -> None:
+    assert concerns_user(level, text) is shown
+
+
+def keep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: bytes, view: RulesView | None = None
+) -> tuple[str, str]:
+    """What the keeper shows and what it logs of *text*."""
+    monkeypatch.setattr(udev_keeper, "LOG", tmp_path / "log")
+    monkeypatch.setattr(udev_keeper, "_END_SECONDS", 0.0)
+    reader, writer = os.pipe()
+    shown = os.open(tmp_path / "shown", os.O_RDWR | os.O_CREAT)
+    keeper = Keeper(reader, shown, view or RulesView([]))
+    os.write(writer, text)
+    os.close(writer)
+    keeper.run()
+    keeper.close()
+    os.close(reader)
+    os.close(shown)
+    return (tmp_path / "shown").read_text(), (tmp_path / "log").read_text()
+
+
+def test_all_is_logged_and_mistakes_are_shown_with_the_path_of_the_user(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules"
+    rules.mkdir()
+    (rules / "a.rules").touch()
+    shown, log = keep(
+        monkeypatch,
+        tmp_path,
+        b"<31>Reading rules file: /run/udev/rules.d/a.rules\n"
+        b"<27>/run/udev/rules.d/a.rules:1 Invalid key\n<31>half",
+        RulesView([Source(rules, "/home/user/rules")]),
+    )
+    ended = "has ended: no more events are handled in this session"
+    assert shown == f"udevd: /home/user/rules/a.rules:1 Invalid key\nudevd: {ended}\n"
+    assert [line.split(" ", 1)[1] for line in log.splitlines()] == [
+        "debug: Reading rules file: /home/user/rules/a.rules",
+        "err: /home/user/rules/a.rules:1 Invalid key",
+        f"err: {ended}",
+    ]
+
+
+def test_the_log_does_not_grow_for_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(udev_keeper, "LOG_SIZE", 1000)
+    _, log = keep(monkeypatch, tmp_path, b"<31>a line of a log\n" * 200)
+    assert len(log) <= 1000
+    assert 1000 < (tmp_path / "log.old").stat().st_size < 1100
+
+
+def test_who_does_not_read_standard_error_does_not_stop_udevd(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(udev_keeper, "LOG", tmp_path / "log")
+    monkeypatch.setattr(udev_keeper, "_END_SECONDS", 0.0)
+    reader, writer = os.pipe()
+    unread, stderr = os.pipe()
+    if (pid := os.fork()) == 0:
+        os.close(writer)
+        Keeper(reader, stderr, RulesView([])).run()
+        os._exit(0)
+    os.close(reader)
+    line = b"<27>" + b"x" * 1000 + b"\n"
+    for _ in range(1000):
+        os.write(writer, line)
+    os.close(writer)
+    os.close(stderr)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert (tmp_path / "log").stat().st_size > 1000 * 1000
+    assert os.read(unread, 8) == b"udevd: x"
+    os.close(unread)
+
+
+# --- What udevd finds ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RulesView:
+    """Two directories of rules, and one of programs, in which the host has one."""
+    monkeypatch.setattr(udev_rules, "RULES", tmp_path / "rules.d")
+    for name in ("rules.d", "lib", "1", "2"):
+        (tmp_path / name).mkdir()
+    sources = [Source(tmp_path / name, f"/home/{name}") for name in ("1", "2")]
+    return RulesView(sources, {tmp_path / "lib": {"ata_id": Path("/host/ata_id")}})
+
+
+def links(directory: Path) -> dict[str, str]:
+    return {path.name: os.readlink(path) for path in directory.iterdir()}
+
+
+def program(path: Path, mode: int = 0o755) -> None:
+    path.write_text("#!/bin/sh\n")
+    path.chmod(mode)
+
+
+def test_rules_of_the_last_directory_win(view: RulesView, tmp_path: Path) -> None:
+    for name in ("1/a.rules", "2/a.rules", "1/b.rules", "2/c.rules", "2/README"):
+        (tmp_path / name).touch()
+    view.update()
+    assert links(tmp_path / "rules.d") == {
+        "a.rules": f"{tmp_path}/2/a.rules",
+        "b.rules": f"{tmp_path}/1/b.rules",
+        "c.rules": f"{tmp_path}/2/c.rules",
+    }
+    assert view.origin("a.rules") == "/home/2/a.rules"
+    assert view.origin("b.rules") == "/home/1/b.rules"
+
+
+def test_programs_are_beside_those_of_the_host(view: RulesView, tmp_path: Path) -> None:
+    program(tmp_path / "1/helper")
+    program(tmp_path / "1/notes", 0o644)
+    program(tmp_path / "1/x.rules")
+    program(tmp_path / "2/ata_id")
+    (tmp_path / "2/directory").mkdir()
+    (tmp_path / "2/nowhere").symlink_to("/no/such/program")
+    view.update()
+    assert links(tmp_path / "lib") == {
+        "helper": f"{tmp_path}/1/helper",
+        "ata_id": f"{tmp_path}/2/ata_id",
+    }
+
+
+def test_what_comes_and_goes_is_followed(view: RulesView, tmp_path: Path) -> None:
+    program(tmp_path / "2/ata_id")
+    (tmp_path / "1/a.rules").touch()
+    view.update()
+    (tmp_path / "2/ata_id").unlink()
+    (tmp_path / "1/a.rules").rename(tmp_path / "1/b.rules")
+    view.update()
+    assert links(tmp_path / "lib") == {"ata_id": "/host/ata_id"}
+    assert links(tmp_path / "rules.d") == {"b.rules": f"{tmp_path}/1/b.rules"}
+
+
+# --- A host where udevd does not work -----------------------------------------------------------
+
+
+def test_a_host_without_udevd_is_told_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(udevd, "_DAEMONS", (Path("/no/such/udevd"),))
+    monkeypatch.setattr(udevd, "_ADMIN_PLACES", "/no/such/place")
+    with pytest.raises(UdevdError, match=r"^there is no systemd-udevd on this host: .*\budev\b"):
+        udevd.start([], False, {})
+
+
+def test_a_host_with_udevd_in_udevadm_has_it_under_the_other_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program(tmp_path / "udevadm")
+    monkeypatch.setattr(udevd, "_DAEMONS", (Path("/no/such/udevd"),))
+    monkeypatch.setattr(udevd, "_ADMIN_PLACES", str(tmp_path))
+    assert udevd._find_daemon() == [f"{tmp_path}/udevadm", "systemd-udevd"]
+
+
+# Runs start() with a fake udevd and a fake udevadm, in namespaces that end with it.
+START = """
+import os, sys
+from pathlib import Path
+from tsmfs.session import udevd
+from tsmfs.session.namespaces import Mount, Namespace, make_mounts_private, mount, unshare
+
+unshare(Namespace.MOUNT)
+make_mounts_private()
+mount("tmpfs", "/run", "tmpfs")
+fakes = Path(sys.argv[1])
+udevd._DAEMONS = (fakes / "udevd",)
+udevd._ADMIN_PLACES = str(fakes)
+udevd.READY_SECONDS = udevd.TRIGGER_SECONDS = 1.0
+udevd.SETTLE_SECONDS = 1
+try:
+    print("started", udevd.start([], False, {"PATH": os.environ["PATH"], "ODD": "a 'b'"}) > 0)
+except udevd.UdevdError as error:
+    print(error)
+    try:
+        os.waitpid(-1, os.WNOHANG)
+        print("a child is left")
+    except ChildProcessError:
+        pass
+print(udevd.ENVIRONMENT.read_text(), file=sys.stderr)
+"""
+
+LISTEN = "mkdir -p /run/udev; : >/run/udev/control; exec sleep 5"
+
+
+def start(tmp_path: Path, daemon: str, admin: str, interpreter: str = "/bin/sh") -> tuple[str, str]:
+    """Both outputs of the script with these for udevd and udevadm, which are shell scripts."""
+    for name, body in (("udevd", daemon), ("udevadm", admin)):
+        (tmp_path / name).write_text(f"#!{interpreter}\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    command = [sys.executable, "-c", START, str(tmp_path)]
+    began = time.monotonic()
+    # In a PID namespace of their own, so that all of them end with the first.
+    done = subprocess.run(
+        ["unshare", *(["-r"] if os.geteuid() else []), "-pf", "--kill-child", *command],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert time.monotonic() - began < 20
+    return done.stdout, done.stderr
+
+
+def test_a_udevd_that_ends_at_once_is_told(tmp_path: Path) -> None:
+    out, err = start(tmp_path, "echo '<27>cannot work here' >&2; exit 1", "exit 0")
+    assert out.startswith("udevd ended at once")
+    assert out.count("\n") == 1
+    assert err.startswith("udevd: cannot work here\nexport ")
+
+
+def test_a_udevd_that_cannot_be_executed_is_told(tmp_path: Path) -> None:
+    out, err = start(tmp_path, "", "exit 0", interpreter="/no/such/shell")
+    assert out == f"udevd cannot be started: {tmp_path}/udevd: No such file or directory\n"
+    assert "udevd: " not in err
+
+
+def test_a_udevd_that_never_listens_is_given_up(tmp_path: Path) -> None:
+    out, _ = start(tmp_path, "exec sleep 5", "exit 0")
+    assert out == "udevd is not ready after 1 s: it does not answer\n"
+
+
+def test_a_udevd_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
+    out, _ = start(tmp_path, LISTEN, "echo connection refused >&2; exit 1")
+    assert out == "udevd is not ready after 1 s: connection refused\n"
+
+
+def test_a_ping_that_hangs_is_given_up(tmp_path: Path) -> None:
+    out, _ = start(tmp_path, LISTEN, "exec sleep 5")
+    assert out == "udevd is not ready after 1 s: it does not answer\n"
+
+
+def test_a_udevadm_without_ping_is_enough(tmp_path: Path) -> None:
+    no_ping = "case $* in *--ping*) echo \"unrecognized option '--ping'\" >&2; exit 1;; esac"
+    out, _ = start(tmp_path, LISTEN, no_ping)
+    assert out == "started True\n"
+
+
+def test_a_trigger_that_hangs_is_given_up(tmp_path: Path) -> None:
+    out, _ = start(tmp_path, LISTEN, "case $1 in trigger) exec sleep 5;; esac")
+    assert out == "udevd: the events of coldplug cannot be triggered in 1 s\n"
+
+
+def test_rules_that_do_not_settle_are_told_and_go_on(tmp_path: Path) -> None:
+    out, err = start(tmp_path, LISTEN, "case $1 in settle) exit 1;; esac")
+    assert out == "started True\n"
+    assert "udevd: rules are not through after 1 s, and go on" in err
+
+
+def test_a_shell_can_read_the_environment(tmp_path: Path) -> None:
+    _, err = start(tmp_path, LISTEN, "exit 0")
+    assert "export ODD='a '\"'\"'b'\"'\"''" in err

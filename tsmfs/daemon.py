@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: MIT
+"""A machine that is served: built, booted, mounted on a directory, until its end."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from tsmfs import fs
+from tsmfs.instance import mounted
+from tsmfs.umount import MountError, detach
+
+if TYPE_CHECKING:
+    from tsmfs.machine import Machine
+
+FUSE_DEVICE = Path("/dev/fuse")
+
+STOP_SECONDS = 10.0
+"""A machine whose drivers do not let go is given up after that."""
+
+READY = b"\0"
+"""What :func:`write_ready` writes."""
+
+_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_WAKE_SIGNAL = signal.SIGUSR1
+_WAKE_INTERVAL = 0.05
+_WAKE_TIMES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRequest:
+    """Which machine to build, and how to boot it."""
+
+    machine: str = "devsec"
+    """Name of a built-in machine, or the path of a description."""
+    modules: tuple[str, ...] = ()
+    """Modules to load, each ``NAME key=value ...``."""
+    machine_modules: bool = True
+    """Whether the modules that the description names are loaded first."""
+
+
+class Stages:
+    """What else happens at each stage of the life of a machine; by default nothing.
+
+    What is raised before :meth:`mounted` ends the machine, and :func:`serve` raises it on.
+    """
+
+    def built(self, machine: Machine) -> None:
+        """Its hardware is there, and no module is loaded."""
+
+    def booted(self, machine: Machine) -> None:
+        """Its modules are loaded, and it is mounted next."""
+
+    def mounted(self) -> None:
+        """It can be read. Called in a thread of libfuse."""
+
+    def given_up(self) -> None:
+        """It did not end in time: the process does so as soon as this returns."""
+
+
+def find_binding() -> fs.Binding:
+    """The FUSE binding to use; MountError that says what is missing."""
+    try:
+        binding = fs.choose_binding()
+    except fs.BindingError as error:
+        raise MountError(str(error)) from error
+    try:
+        os.close(os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except PermissionError as error:
+        raise MountError(f"{FUSE_DEVICE} may not be opened by this user") from error
+    except OSError as error:
+        raise MountError(
+            f"{FUSE_DEVICE}: {error.strerror}: load the kernel module fuse, "
+            "or give the container the device"
+        ) from error
+    return binding
+
+
+def live(work: Callable[[], None], pipe: int, kept: Iterable[int] = ()) -> NoReturn:
+    """The life of a forked process as a daemon: *work*, then the end of the process.
+
+    It has a session of its own, and of the open files only *pipe* and *kept*. What goes wrong in
+    *work* is written to *pipe*, in one line.
+    """
+    status = 1
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in range(3):
+            os.dup2(null, descriptor)
+        first = 3
+        for descriptor in sorted({pipe, *kept}):
+            os.closerange(first, descriptor)
+            first = descriptor + 1
+        os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+        work()
+        status = 0
+    except MountError as error:
+        _tell(pipe, str(error))
+    except BaseException as error:
+        _tell(pipe, f"the daemon failed: {error!r}")
+    finally:
+        os._exit(status)
+
+
+def _tell(pipe: int, text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(pipe, text.encode(errors="replace"))
+
+
+def write_ready(pipe: int) -> None:
+    """Tell that the machine can be read, and close *pipe*; nobody to tell ends the machine."""
+    try:
+        os.write(pipe, READY)
+    except BrokenPipeError:
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.close(pipe)
+
+
+def describe_end(status: int) -> str:
+    """How a process ended, from its wait status."""
+    code = os.waitstatus_to_exitcode(status)
+    return f"exit status {code}" if code >= 0 else signal.strsignal(-code) or f"signal {-code}"
+
+
+def serve(request: MachineRequest, directory: Path, binding: fs.Binding, stages: Stages) -> None:
+    """Build the machine, boot it, mount it on *directory*, and serve until it is unmounted.
+
+    A signal to end unmounts it. Nothing is mounted before all else has gone well, so a failure,
+    MountError, leaves nothing behind.
+    """
+    # The signals that end the machine are waited for by a thread of their own: libfuse runs in
+    # many threads, and Python's handlers do not run while the main thread is in C.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    old_handler = signal.signal(_WAKE_SIGNAL, lambda *_: None)
+    life = _Life(directory, stages.given_up)
+    try:
+        machine = _build(request, stages)
+        filesystem = fs.Filesystem(machine.root, binding)
+        stages.booted(machine)
+        os.chdir("/")
+        # What is there now stays: the collector need not look at it again and again.
+        gc.freeze()
+        life.begin(filesystem)
+        stderr = _Stderr()
+
+        def mounted_now() -> None:
+            stderr.restore()
+            stages.mounted()
+
+        try:
+            filesystem.run(directory, mounted_now)
+        except fs.MountError as error:
+            raise MountError(f"{error}: {stderr.last_line()}") from error
+        finally:
+            stderr.restore()
+        life.end()
+        machine.stop()
+    finally:
+        life.over()
+        signal.signal(_WAKE_SIGNAL, old_handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Life:
+    """Ends the machine when a signal asks for it, and gives up on one that does not end."""
+
+    def __init__(self, directory: Path, given_up: Callable[[], None]) -> None:
+        self._directory = directory
+        self._given_up = given_up
+        self._filesystem: fs.Filesystem | None = None
+        self._over = threading.Event()
+        self._main = threading.get_ident()
+        self._thread = threading.Thread(target=self._wait, name="signals", daemon=True)
+        self._thread.start()
+
+    def begin(self, filesystem: fs.Filesystem) -> None:
+        """From now on there is something to unmount."""
+        self._filesystem = filesystem
+
+    def end(self) -> None:
+        """Nothing is mounted any more; what is left to do must not take for ever."""
+        self._signal_own_thread()
+
+    def over(self) -> None:
+        """All is done."""
+        self._over.set()
+        self._signal_own_thread()
+        self._thread.join()
+
+    def _signal_own_thread(self) -> None:
+        if self._thread.is_alive():
+            signal.pthread_kill(self._thread.ident or 0, signal.SIGTERM)
+
+    def _wait(self) -> None:
+        signal.sigwait(_STOP_SIGNALS)
+        deadline = time.monotonic() + STOP_SECONDS
+        if self._filesystem is None and not self._over.is_set():
+            self._give_up()
+        kicks = _WAKE_TIMES
+        while time.monotonic() < deadline:
+            if self._filesystem is not None and self._filesystem.stop() and kicks:
+                # The main thread sleeps in libfuse, and looks up only when a signal comes.
+                kicks -= 1
+                signal.pthread_kill(self._main, _WAKE_SIGNAL)
+            if self._over.wait(_WAKE_INTERVAL):
+                return
+        with contextlib.suppress(MountError):
+            if self._directory in mounted():
+                detach(self._directory)
+        self._give_up()
+
+    def _give_up(self) -> None:
+        try:
+            self._given_up()
+        finally:
+            os._exit(1)
+
+
+class _Stderr:
+    """Standard error of the process, kept back: libfuse writes there why it cannot mount."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._original: int | None = os.dup(2)
+        self._kept = os.memfd_create("stderr", os.MFD_CLOEXEC)
+        os.dup2(self._kept, 2)
+
+    def restore(self) -> None:
+        """Let standard error be what it was; again: nothing."""
+        with self._lock:
+            if self._original is not None:
+                os.dup2(self._original, 2)
+                os.close(self._original)
+                self._original = None
+
+    def last_line(self) -> str:
+        """The last line that was kept back."""
+        text = os.pread(self._kept, 1 << 16, 0).decode(errors="replace")
+        lines = text.strip().splitlines()
+        return lines[-1] if lines else "libfuse does not say why"
+
+
+def _build(request: MachineRequest, stages: Stages) -> Machine:
+    """The booted machine; MountError when its description or a module is at fault."""
+    from tsmfs.description import DescriptionError, find
+    from tsmfs.machine import Machine
+
+    try:
+        description, text = find(request.machine)
+    except DescriptionError as error:
+        raise MountError(str(error)) from error
+    try:
+        machine = Machine(description, text, uid=os.geteuid(), gid=os.getegid())
+    except OSError as error:
+        raise MountError(f"{request.machine}: {error.strerror}") from error
+    stages.built(machine)
+    lines = [load.line for load in description.modules] if request.machine_modules else []
+    for line in (*lines, *request.modules):
+        try:
+            machine.boot([line])
+        except OSError as error:
+            raise MountError(f"cannot load {line}: {error.strerror}") from error
+    return machine
