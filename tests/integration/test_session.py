@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tsmfs.session.registry import SessionDirectory
+
 ROOT = Path(__file__).resolve().parents[2]
 NOBODY = 65534
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -103,13 +105,17 @@ def directories() -> list[Path]:
     return [path for base in bases for path in (base / "sessions").glob("*")]
 
 
+def leftovers() -> list[Path]:
+    """Those of them that no session has any more."""
+    return [path for path in directories() if not SessionDirectory(path).is_alive()]
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
-    before = directories()
-    mounts = Path("/proc/self/mountinfo").read_text().count("tsmfs")
+    mounts = Path("/proc/self/mountinfo").read_text().count("/sessions/")
     yield
-    assert set(directories()) <= set(before)
-    assert Path("/proc/self/mountinfo").read_text().count("tsmfs") == mounts
+    assert leftovers() == []
+    assert Path("/proc/self/mountinfo").read_text().count("/sessions/") == mounts
 
 
 def test_devices_connect_in_a_session(execute: Tsmfs) -> None:
@@ -349,7 +355,7 @@ def test_working_directory_is_the_caller_s(execute: Tsmfs, directory: str) -> No
 @NEEDS_ROOT
 def test_working_directory_below_run_stays() -> None:
     place = Path("/run/lock") / f"tsmfs-test-{os.getpid()}"
-    place.mkdir()
+    place.mkdir(parents=True)
     try:
         done = tsmfs("exec", "--", "sh", "-c", "pwd; echo x > file; ls /run/lock", cwd=place)
         assert done.stdout == f"{place}\n{place.name}\n"

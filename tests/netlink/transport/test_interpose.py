@@ -63,6 +63,7 @@ THEIRS = message(NLCTRL, REQUEST, genl(GETFAMILY, attribute(FAMILY_NAME, b"nlctr
 RESERVED = range(512, 1024)
 SOL_NETLINK, NETLINK_PKTINFO = 270, 3
 PR_SET_DUMPABLE = 4
+TGKILL = {"x86_64": 234, "aarch64": 131}.get(platform.machine(), -1)
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 
@@ -822,6 +823,43 @@ def test_signal_interrupts_a_reader_and_nothing_is_lost(session: Session) -> Non
         return [len(caught) >= 3, name_in(datagram)]
 
     assert session.run(client) == [True, "pci-tsm"]
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+@pytest.mark.parametrize("restart", [True, False])
+def test_signal_ends_a_wait_as_its_handler_says(
+    session: Session, threads: int, restart: bool
+) -> None:
+    def client() -> int:
+        opened = bound()
+        for _ in range(threads):
+            threading.Thread(target=time.sleep, args=(30,), daemon=True).start()
+
+        def handler(number: int, _frame: object) -> None:
+            opened.sendto(OURS, KERNEL)
+
+        signal.signal(signal.SIGUSR1, handler)
+        signal.siginterrupt(signal.SIGUSR1, not restart)
+        libc = ctypes.PyDLL(None, use_errno=True)
+        name, size = ctypes.create_string_buffer(12), ctypes.byref(ctypes.c_int(12))
+        buffer = ctypes.create_string_buffer(4096)
+        thread = threading.get_native_id()
+        if os.fork() == 0:
+            time.sleep(0.1)
+            libc.syscall(TGKILL, os.getppid(), thread, signal.SIGUSR1)
+            if restart:
+                # The wait goes on, so that nothing else ends it.
+                time.sleep(0.1)
+                os.kill(os.getppid(), signal.SIGKILL)
+            os._exit(0)
+        libc.recvfrom(opened.fileno(), buffer, 4096, 0, name, size)
+        return ctypes.get_errno()
+
+    child = session.start(client)
+    if restart:
+        assert child.wait() == -signal.SIGKILL
+    else:
+        assert child.end() == errno.EINTR
 
 
 def test_storm_of_signals_loses_and_doubles_nothing(session: Session) -> None:
