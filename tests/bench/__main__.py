@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """``python -m tests.bench``: all benchmarks."""
 
-from tests.bench import bench_fs, bench_interpose, bench_netlink
+from tests.bench import bench_fs, bench_interpose, bench_netlink, bench_session
 
 bench_fs.main()
 bench_netlink.main()
 bench_interpose.main()
+bench_session.main()
