@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
 import signal
 import threading
 import time
@@ -101,6 +102,7 @@ def live(work: Callable[[], None], pipe: int, kept: Iterable[int] = ()) -> NoRet
             os.closerange(first, descriptor)
             first = descriptor + 1
         os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+        _allow_many_files()
         work()
         status = 0
     except MountError as error:
@@ -109,6 +111,13 @@ def live(work: Callable[[], None], pipe: int, kept: Iterable[int] = ()) -> NoRet
         _tell(pipe, f"the daemon failed: {error!r}")
     finally:
         os._exit(status)
+
+
+def _allow_many_files() -> None:
+    """Raise the soft limit of open files: each client of netlink is a descriptor or two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _tell(pipe: int, text: str) -> None:
