@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -22,10 +23,13 @@ def runtime_directory() -> Path:
 def make_runtime_directory() -> Path:
     """:func:`runtime_directory`, made when it is not there.
 
-    OSError when it cannot be made; EPERM when it is somebody else's, since /tmp is everybody's.
+    OSError when it cannot be made, or is removed just then; EPERM when it is somebody else's, since /tmp is everybody's.
     """
     directory = runtime_directory()
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    # With exist_ok=True it would fail when another process removes the directory just then.
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o755)
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         fail(errno.EPERM, f"{directory} belongs to another user")

@@ -491,10 +491,13 @@ def test_who_entered_ends_with_the_session(session: subprocess.Popen[str]) -> No
 def test_signal_to_the_front_reaches_who_entered(session: subprocess.Popen[str]) -> None:
     entered = subprocess.Popen(
         as_caller(
-            "enter", f"test-{os.getpid()}", "sh", "-c", "trap 'exit 5' TERM; echo ready; cat"
+            "enter",
+            f"test-{os.getpid()}",
+            "sh",
+            "-c",
+            "trap 'exit 5' TERM; echo ready; while :; do sleep 0.05; done",
         ),
         env=variables(),
-        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )

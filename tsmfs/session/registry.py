@@ -124,7 +124,8 @@ def create(name: str) -> tuple[SessionDirectory, int]:
         # Another session may end, and remove what is empty, between any two of these steps.
         with contextlib.suppress(FileNotFoundError):
             base = make_runtime_directory() / _SESSIONS
-            base.mkdir(mode=0o700, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                base.mkdir(mode=0o700)
             with _locked(base):
                 _remove_stale(base)
                 directory = SessionDirectory(base / name)
