@@ -23,7 +23,8 @@ def runtime_directory() -> Path:
 def make_runtime_directory() -> Path:
     """:func:`runtime_directory`, made when it is not there.
 
-    OSError when it cannot be made, or is removed just then; EPERM when it is somebody else's, since /tmp is everybody's.
+    OSError when it cannot be made, or is removed just then; EPERM when it is somebody else's,
+    since /tmp is everybody's.
     """
     directory = runtime_directory()
     directory.parent.mkdir(parents=True, exist_ok=True)
