@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 
 from tsmfs import description
 from tsmfs.base.core import DriverCore
+from tsmfs.base.cpu import add_cpus
 from tsmfs.base.faux import FauxBus
 from tsmfs.base.kobject import Directory
 from tsmfs.base.module import ModuleSysfs
@@ -72,6 +73,7 @@ class Machine:
         self.uevents = Uevents()
         self.faults = Faults(self.log, random.Random(machine.seed))
         self.core = DriverCore(self.log, self.faults, self.uevents, uid=uid, gid=gid)
+        add_cpus(self.core.devices)
         self.iomem = iomem_resource()
         for start, end, name in _MEMORY_MAP:
             self.iomem.request(Resource(start, end, name, IORESOURCE_MEM))

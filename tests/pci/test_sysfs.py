@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 
 import pytest
 
 from tests.machines import USER, Shell, boot, fails, pci
 from tsmfs.pci import regs
-from tsmfs.pci.sysfs import cpumap, pci_disable_device, pci_enable_device
+from tsmfs.pci.sysfs import pci_disable_device, pci_enable_device
 
 NIC, BMC, PORT = pci("0000:01:00.0"), pci("0000:00:1e.0"), pci("0000:00:01.0")
 
@@ -331,26 +330,6 @@ def test_resource_alignment_is_kept(sh: Shell) -> None:
 
 
 # CPUs
-
-
-@pytest.mark.parametrize(
-    ("count", "mask", "listed"),
-    [
-        (1, "1\n", "0\n"),
-        (2, "3\n", "0-1\n"),
-        (31, "7fffffff\n", "0-30\n"),
-        (32, "ffffffff\n", "0-31\n"),
-        (33, "1,ffffffff\n", "0-32\n"),
-        (70, "3f,ffffffff,ffffffff\n", "0-69\n"),
-    ],
-)
-def test_cpus_are_a_map_or_a_list(
-    monkeypatch: pytest.MonkeyPatch, count: int, mask: str, listed: str
-) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: count)
-    assert (cpumap(as_list=False), cpumap(as_list=True)) == (mask, listed)
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert cpumap(as_list=True) == "0\n"
 
 
 def test_every_cpu_is_local_to_functions_and_buses(sh: Shell) -> None:

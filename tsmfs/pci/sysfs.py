@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from tsmfs.base.cpu import cpulist, cpumap
 from tsmfs.base.kobject import AnyAttribute, Attribute, AttributeGroup, BinAttribute
 from tsmfs.kernel.errors import fail
 from tsmfs.kernel.resource import IORESOURCE_IO, IORESOURCE_PREFETCH
@@ -49,18 +49,6 @@ def _resource_show(dev: PciDev) -> str:
         )
         lines.append(f"0x{start:016x} 0x{end:016x} 0x{flags:016x}\n")
     return "".join(lines)
-
-
-def cpumap(*, as_list: bool) -> str:
-    """All CPUs as a bit map, or as a list, with a newline."""
-    count = os.cpu_count() or 1
-    if as_list:
-        return "0\n" if count == 1 else f"0-{count - 1}\n"
-    words = []
-    for low in range(0, count, 32):
-        bits = min(32, count - low)
-        words.append(f"{(1 << bits) - 1:x}" if low + 32 >= count else f"{(1 << bits) - 1:08x}")
-    return ",".join(reversed(words)) + "\n"
 
 
 def _bool_field(name: str) -> Callable[[PciDev, bytes], None]:
@@ -166,8 +154,8 @@ _DEV_GROUP = AttributeGroup(
         Attribute("revision", 0o444, lambda dev: f"0x{dev.revision:02x}\n"),
         Attribute("class", 0o444, lambda dev: f"0x{dev.class_code:06x}\n"),
         Attribute("irq", 0o444, lambda dev: f"{dev.config.read(regs.PCI_INTERRUPT_LINE, 1)}\n"),
-        Attribute("local_cpus", 0o444, lambda dev: cpumap(as_list=False)),
-        Attribute("local_cpulist", 0o444, lambda dev: cpumap(as_list=True)),
+        Attribute("local_cpus", 0o444, lambda dev: cpumap()),
+        Attribute("local_cpulist", 0o444, lambda dev: cpulist()),
         Attribute("modalias", 0o444, lambda dev: f"{dev.modalias()}\n"),
         Attribute("dma_mask_bits", 0o444, lambda dev: "32\n"),
         Attribute("consistent_dma_mask_bits", 0o444, lambda dev: "32\n"),
@@ -338,8 +326,8 @@ def _bus_rescan_store(bus: PciBus, data: bytes) -> None:
 
 PCI_BUS_CLASS_GROUP = AttributeGroup(
     [
-        Attribute("cpuaffinity", 0o444, lambda bus: cpumap(as_list=False)),
-        Attribute("cpulistaffinity", 0o444, lambda bus: cpumap(as_list=True)),
+        Attribute("cpuaffinity", 0o444, lambda bus: cpumap()),
+        Attribute("cpulistaffinity", 0o444, lambda bus: cpulist()),
         Attribute("rescan", 0o200, store=_bus_rescan_store),
     ]
 )
