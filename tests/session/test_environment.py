@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tsmfs.session.environment import STAND_INS, clean, kept, of_session
+from tsmfs.session.environment import SCRIPTS, STAND_INS, clean, kept, of_session
 
 CALLER = {
     "HOME": "/home/x",
@@ -38,7 +38,7 @@ def test_session_adds_where_the_machine_is() -> None:
 
 
 def test_stand_ins_come_first_in_path() -> None:
-    assert of_session({"PATH": "/bin"}, "x")["PATH"] == f"{STAND_INS}:/bin"
+    assert of_session({"PATH": "/bin"}, "x")["PATH"] == f"{STAND_INS}:/bin:{SCRIPTS}"
     assert of_session({}, "x")["PATH"].startswith(f"{STAND_INS}:/usr/local/sbin:")
     assert all(os.access(STAND_INS / tool, os.X_OK) for tool in ("modprobe", "rmmod", "lsmod"))
 

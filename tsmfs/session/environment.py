@@ -17,6 +17,9 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 STAND_INS = _PACKAGE / "bin"
 """The directory of ``modprobe`` and the others."""
 
+SCRIPTS = Path(sys.prefix) / "bin"
+"""Where the installation has its commands."""
+
 INSTALLATION = (_PACKAGE.parent, Path(sys.prefix), Path(sys.base_prefix))
 """Where this program and its interpreter are: they work inside as well."""
 
@@ -41,10 +44,13 @@ def kept(caller: Mapping[str, str]) -> dict[str, str]:
 
 
 def of_session(variables: Mapping[str, str], name: str) -> dict[str, str]:
-    """*variables* with those of session *name*, its stand-ins first in PATH."""
+    """*variables* with those of session *name*.
+
+    PATH has the stand-ins first, and last where the command ``tsmfs`` is.
+    """
     return {
         **variables,
-        "PATH": f"{STAND_INS}:{variables.get('PATH', _DEFAULT_PATH)}",
+        "PATH": f"{STAND_INS}:{variables.get('PATH', _DEFAULT_PATH)}:{SCRIPTS}",
         ENVIRONMENT_VARIABLE: "/sys",
         SESSION_VARIABLE: name,
         # The tree is FUSE, and udev believes in sysfs only, unless told.
