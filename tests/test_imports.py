@@ -43,6 +43,9 @@ TABLE: Mapping[str, Layer] = {
     "tsmfs.drivers": layer(*CORES),
     "tsmfs.description": layer(),
     "tsmfs.board": layer("tsmfs.kernel", "tsmfs.base", "tsmfs.pci", "tsmfs.description"),
+    "tsmfs.board_cma": layer(
+        "tsmfs.kernel", "tsmfs.pci", "tsmfs.spdm", "tsmfs.description", "tsmfs.board"
+    ),
     "tsmfs.control": layer("tsmfs.kernel", "tsmfs.base", "tsmfs.pci"),
     "tsmfs.evidence": layer("tsmfs.kernel", "tsmfs.pci", "netlink"),
     "tsmfs.fs": layer("tsmfs.base", third_party=("fuse", "mfusepy")),
@@ -52,6 +55,7 @@ TABLE: Mapping[str, Layer] = {
         "tsmfs.fs",
         "tsmfs.description",
         "tsmfs.board",
+        "tsmfs.board_cma",
         "tsmfs.control",
         "tsmfs.evidence",
         "netlink",
@@ -81,11 +85,31 @@ TABLE: Mapping[str, Layer] = {
         "tsmfs.umount",
         "netlink",
     ),
+    "tsmfs.verify": layer("tsmfs.spdm", third_party=("cryptography",)),
+    "tsmfs.mailbox": layer("tsmfs.pci", "tsmfs.spdm"),
     "tsmfs.instance": layer(),
     "tsmfs.status": layer("tsmfs.instance"),
     "tsmfs.command": layer("tsmfs.instance", "tsmfs.description", third_party=("click",)),
     "tsmfs.evidence_cli": layer(
         "tsmfs.instance", "tsmfs.command", "netlink", third_party=("click",)
+    ),
+    "tsmfs.spdm_options": layer("tsmfs.spdm", third_party=("click",)),
+    "tsmfs.spdm_cli": layer(
+        "tsmfs.spdm",
+        "tsmfs.mailbox",
+        "tsmfs.verify",
+        "tsmfs.spdm_options",
+        "tsmfs.instance",
+        "tsmfs.command",
+        third_party=("click", "cryptography"),
+    ),
+    "tsmfs.verify_cli": layer(
+        "tsmfs.instance",
+        "tsmfs.command",
+        "tsmfs.evidence_cli",
+        "tsmfs.verify",
+        "netlink",
+        third_party=("click", "cryptography"),
     ),
     "tsmfs.session_cli": layer(
         "tsmfs.command", "tsmfs.daemon", "tsmfs.session", third_party=("click",)
@@ -96,6 +120,8 @@ TABLE: Mapping[str, Layer] = {
         "tsmfs.command",
         "tsmfs.evidence_cli",
         "tsmfs.session_cli",
+        "tsmfs.spdm_cli",
+        "tsmfs.verify_cli",
         "tsmfs.status",
         "tsmfs.mount",
         "tsmfs.description",
