@@ -196,6 +196,27 @@ def pci(name: str) -> str:
     return f"/bus/pci/devices/{name}"
 
 
+SAMPLE_TSMS = ("pci_pf_stub", "devsec_link_tsm all_bridges=1", "devsec_tsm")
+"""For machines whose devices have no keys, or whose keys do not matter."""
+
+
+def without_keys(name: str) -> str:
+    """The text of a built-in machine whose devices have lost their keys.
+
+    So a stream is secure as soon as it is enabled, and the sample TSMs can connect the devices.
+    """
+
+    def plain(function: description.Function) -> description.Function:
+        return replace(function, cma=None, children=tuple(map(plain, function.children)))
+
+    machine, _ = description.find(name)
+    bridges = tuple(
+        replace(bridge, functions=tuple(map(plain, bridge.functions)))
+        for bridge in machine.host_bridges
+    )
+    return description.to_toml(replace(machine, modules=(), host_bridges=bridges))
+
+
 def boot(machine: str = "devsec", modules: Iterable[str] | None = None) -> Shell:
     """A shell on a new machine: a built-in one, or the one that a text of several lines describes.
 

@@ -7,7 +7,7 @@ import errno
 
 import pytest
 
-from tests.machines import Shell, boot, fails, pci
+from tests.machines import Shell, boot, fails, pci, without_keys
 from tsmfs import description
 from tsmfs.board import build_host_bridge, placeholder_mailbox
 from tsmfs.kernel.resource import Resource, iomem_resource, ioport_resource
@@ -161,7 +161,7 @@ def test_ide_is_as_described() -> None:
 
 
 def test_a_mailbox_lists_its_protocols_and_serves_none() -> None:
-    sh = boot("server", [])
+    sh = boot(without_keys("server"))
     mailbox = sh.dev("0000:01:00.0").doe_mailboxes[0]
     assert mailbox.features() == [(1, 0), (1, 1), (1, 2)]
     with fails(errno.EIO):

@@ -20,6 +20,11 @@ from tsmfs.description import (
     Bar,
     BarKind,
     BusRange,
+    Cma,
+    CmaFiles,
+    CmaHash,
+    CmaKey,
+    CmaVersion,
     DescriptionError,
     Doe,
     Function,
@@ -29,10 +34,13 @@ from tsmfs.description import (
     Link,
     LinkSpeed,
     Machine,
+    Measurement,
+    MeasurementKind,
     Mistake,
     ModuleLoad,
     Msix,
     Sriov,
+    Tamper,
     assign_buses,
     builtin_names,
     builtin_text,
@@ -77,6 +85,7 @@ def endpoint(text: str = "", port: str = "") -> str:
 
 
 E = "host_bridge[0].root_port[0].endpoint[0]"
+KEY_CHOICES = 'key: must be one of "ecdsa-p256", "ecdsa-p384", "rsa-3072", not "p256"'
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -190,6 +199,50 @@ def test_true_is_a_capability_with_its_defaults_and_false_is_none() -> None:
     assert function.ide == Ide()
     assert function.msix == Msix(1, 0, 0, 16)
     assert parse(endpoint("ide = false\nsriov = false"), "m.toml") == parse(endpoint(), "m.toml")
+
+
+def keys_of(text: str, source: str = "m.toml") -> Cma:
+    """The keys of an endpoint with that table."""
+    machine = parse(endpoint(f"doe = true\ncma = {text}"), source)
+    cma = machine.host_bridges[0].functions[0].children[0].cma
+    assert cma is not None
+    return cma
+
+
+def test_every_key_of_a_device_with_keys_is_read() -> None:
+    assert keys_of("true") == Cma()
+    assert keys_of(
+        """{ key = "rsa-3072", hash = "sha-512", versions = ["1.3"], slots = [7, 2], seed = 0, """
+        """tamper = ["bad-signature"], measurements = [
+               { index = 239, value = "a" }, { index = 253, kind = "manifest", value = "b" },
+             ] }"""
+    ) == Cma(
+        CmaKey.RSA_3072,
+        CmaHash.SHA_512,
+        (CmaVersion.V1_3,),
+        (7, 2),
+        0,
+        (),
+        (
+            Measurement(239, MeasurementKind.FIRMWARE, "a"),
+            Measurement(253, MeasurementKind.MANIFEST, "b"),
+        ),
+        (Tamper.BAD_SIGNATURE,),
+    )
+
+
+def test_pem_files_are_found_from_the_directory_of_the_description() -> None:
+    text = '{ files = [{ slot = 2, chain = "a.pem", key = "../k" }, { chain = "/c", key = "k" }] }'
+    assert keys_of(text, "/lab/it/m.toml").files == (
+        CmaFiles(2, "/lab/it/a.pem", "/lab/k"),
+        CmaFiles(0, "/c", "/lab/it/k"),
+    )
+
+
+def test_keys_come_from_the_seed_or_without_one_from_the_name() -> None:
+    seeds = [parse(text, "m.toml").key_seed for text in ("", "name = 'n'", "seed = 1", "seed = 2")]
+    assert len(set(seeds)) == 4
+    assert parse("name = 'n'\nseed = 1", "m.toml").key_seed == seeds[2]
 
 
 def test_functions_come_in_the_order_of_their_numbers() -> None:
@@ -488,6 +541,58 @@ def test_link_speeds_have_the_encoding_of_link_capabilities() -> None:
             "sriov = { total_vfs = 1, first_vf_offset = 256 }",
             "host_bridge[0].bus: the VFs on the root bus reach past bus 0xff",
         ),
+        (endpoint("cma = true"), f"{E}.cma: needs doe, with the protocols [1, 1] and [1, 2]"),
+        (
+            endpoint("cma = true\ndoe = { protocols = [[1, 1]] }"),
+            f"{E}.cma: needs doe, with the protocols [1, 1] and [1, 2]",
+        ),
+        (
+            "[[host_bridge]]\n[[host_bridge.root_port]]\nslot = 1\ndoe = true\ncma = true",
+            "host_bridge[0].root_port[0].cma: "
+            "keys are for endpoints, and for the upstream ports of switches",
+        ),
+        (
+            endpoint() + "[[host_bridge.root_port.endpoint]]\nfunction = 1\ndoe = true\ncma = true",
+            "host_bridge[0].root_port[0].endpoint[1].cma: "
+            "the keys of a device are in its function 0",
+        ),
+        *(
+            (endpoint(f"doe = true\ncma = {{ {keys} }}"), f"{E}.cma.{expected}")
+            for keys, expected in (
+                ('key = "p256"', KEY_CHOICES),
+                ("slots = []", "slots: must have one entry at least"),
+                ("slots = [8]", "slots[0]: must be in 0..7, not 8"),
+                ("slots = [1, 1]", "slots[1]: is listed before"),
+                ("slots = [true]", "slots[0]: must be an integer, not true"),
+                ("slots = 1", "slots: must be an array, not 1"),
+                ("versions = []", "versions: must have one entry at least"),
+                ('versions = ["1.1"]', 'versions[0]: must be one of "1.2", "1.3", not "1.1"'),
+                ('versions = ["1.2", "1.2"]', "versions[1]: is listed before"),
+                ('files = [{ chain = "a" }]', "files[0].key: is required"),
+                ('files = [{ chain = "", key = "k" }]', "files[0].chain: must not be empty"),
+                (
+                    'files = [{ chain = "a", key = "k" }], seed = 1',
+                    "seed: is told by files",
+                ),
+                (
+                    'files = [{ chain = "a", key = "k" }, { chain = "a", key = "k" }]',
+                    "files[1].slot: slot 0 has its files already",
+                ),
+                (
+                    'measurements = [{ index = 240, value = "a" }]',
+                    "measurements[0].index: must be in 1..239, or 253 for the manifest, not 240",
+                ),
+                (
+                    'measurements = [{ index = 1, kind = "manifest", value = "a" }]',
+                    "measurements[0].kind: the measurement 253 is the manifest",
+                ),
+                (
+                    'measurements = [{ index = 1, value = "a" }, { index = 1, value = "a" }]',
+                    "measurements[1].index: measurement 1 is listed before",
+                ),
+                ("measurements = [{ index = 1 }]", "measurements[0].value: is required"),
+            )
+        ),
     ],
 )
 def test_a_mistake_is_told_with_its_key_and_the_reason(text: str, expected: str) -> None:
@@ -772,6 +877,31 @@ def msix_in(draw: st.DrawFn, bars: tuple[Bar, ...]) -> Msix | None:
     return Msix(vectors, draw(st.sampled_from(fitting)).index, 8, 2048)
 
 
+MEASURED = st.dictionaries(st.integers(1, 0xEF), TEXT.filter(bool), max_size=3).map(
+    lambda found: tuple(
+        Measurement(index, MeasurementKind.HARDWARE_CONFIG, value) for index, value in found.items()
+    )
+)
+CMAS = st.builds(
+    Cma,
+    st.sampled_from(CmaKey),
+    st.sampled_from(CmaHash),
+    st.sampled_from([tuple(CmaVersion), (CmaVersion.V1_2,), (CmaVersion.V1_3,)]),
+    st.lists(st.integers(0, 7), min_size=1, unique=True).map(tuple),
+    st.none() | st.integers(0, 2**63 - 1),
+    st.just(()),
+    MEASURED,
+    st.sampled_from([(), (Tamper.WRONG_RANGE,)]),
+) | st.builds(
+    Cma,
+    hash=st.sampled_from(CmaHash),
+    files=st.sampled_from(
+        [(CmaFiles(0, "/a", "/b"),), (CmaFiles(1, "/a", "/k"), CmaFiles(7, "/c", "/k"))]
+    ),
+    measurements=MEASURED,
+)
+
+
 @st.composite
 def function_of(draw: st.DrawFn, kind: Kind, slot: int, number: int, plugged: bool) -> Function:
     """A function of `kind` with no children."""
@@ -787,6 +917,10 @@ def function_of(draw: st.DrawFn, kind: Kind, slot: int, number: int, plugged: bo
     )
     protocols = st.tuples(st.integers(2, 0xFFFF), st.integers(0, 0xFF))
     doe = st.lists(protocols, max_size=3, unique=True).map(lambda pairs: Doe(tuple(pairs)))
+    cma = None
+    if (device or kind is Kind.UPSTREAM_PORT) and number == 0 and draw(flags):
+        cma = draw(CMAS)
+        doe = st.just(Doe())
     sriov = None
     if device and number == 0 and draw(flags):
         vf_bars = draw(bar_sets(6, 4096))
@@ -827,7 +961,8 @@ def function_of(draw: st.DrawFn, kind: Kind, slot: int, number: int, plugged: bo
         serial=draw(st.none() | st.integers(0, 2**64 - 1)) if pcie else None,
         bars=bars,
         msix=draw(msix_in(bars)),
-        doe=draw(st.none() | doe) if pcie else None,
+        doe=draw(doe if cma is not None else st.none() | doe) if pcie else None,
+        cma=cma,
         ide=draw(st.none() | ides) if pcie else None,
         sriov=sriov,
     )
@@ -1051,6 +1186,23 @@ FULL = """
     vf_device = 2
     first_vf_offset = 2
     vf_stride = 2
+    [[host_bridge.root_port]]
+    slot = 3
+    [[host_bridge.root_port.endpoint]]
+    doe = true
+    [host_bridge.root_port.endpoint.cma]
+    key = "ecdsa-p256"
+    hash = "sha-256"
+    versions = ["1.2"]
+    slots = [1]
+    seed = 1
+    tamper = ["bad-signature"]
+    measurements = [{ index = 1, kind = "rom", value = "x" }]
+    [[host_bridge.root_port]]
+    slot = 4
+    [[host_bridge.root_port.endpoint]]
+    doe = true
+    cma = { files = [{ slot = 1, chain = "a.pem", key = "b.pem" }] }
     [[host_bridge.conventional]]
     slot = 2
     plugged = false

@@ -32,7 +32,7 @@ fee00000-fee00fff : Local APIC
     ("name", "modules"),
     [
         ("devsec", ["devsec_common", "devsec_bus", "devsec_link_tsm", "devsec_tsm"]),
-        ("server", ["pci_pf_stub", "devsec_common", "devsec_link_tsm", "devsec_tsm"]),
+        ("server", ["pci_pf_stub", "soft_tsm", "soft_link_tsm", "soft_devsec_tsm"]),
     ],
 )
 def test_a_machine_loads_the_modules_of_its_description(name: str, modules: list[str]) -> None:
@@ -115,8 +115,8 @@ def busy(sh: Shell) -> None:
     sh.echo("3", f"{pci('0000:01:00.0')}/sriov_numvfs")
     for name in ("0000:01:00.0", "0000:02:00.0", "0000:81:00.0"):
         sh.echo("tsm0", f"{pci(name)}/tsm/connect")
-    for name in ("0000:01:00.0", "0000:01:00.2", "0000:04:00.1"):
-        sh.echo(name, "/bus/faux/devices/devsec_link_tsm/tsm_bind")
+    for name in ("0000:01:00.0", "0000:01:00.2", "0000:04:00.2"):
+        sh.echo(name, "/bus/faux/devices/soft_link_tsm/tsm_bind")
     sh.echo("tsm1", f"{pci('0000:00:08.0')}/tsm/lock")
     sh.echo("1", f"{pci('0000:00:08.0')}/tsm/accept")
     sh.modprobe("devsec_bus")

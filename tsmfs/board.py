@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from tsmfs import description
 from tsmfs.description import BarKind, Function, HostBridge, Kind
@@ -34,10 +36,12 @@ from tsmfs.pci.capability import (
     add_capabilities,
 )
 from tsmfs.pci.config import Bar, ConfigSpace, Header0, Header1, HeaderVf
-from tsmfs.pci.doe import DoeMailbox
+from tsmfs.pci.doe import DoeMailbox, Feature, Handler
 from tsmfs.pci.firmware import Space, demands
 from tsmfs.pci.hardware import HwBus, HwFunction
 from tsmfs.pci.regs import PciBusSpeed, PciExpType
+
+_C = TypeVar("_C", bound=Capability)
 
 _PORT_TYPES = {
     Kind.ROOT_PORT: PciExpType.ROOT_PORT,
@@ -48,7 +52,8 @@ _PORT_TYPES = {
 }
 
 
-def _bar(bar: description.Bar) -> Bar:
+def header_bar(bar: description.Bar) -> Bar:
+    """A BAR as the header has it."""
     return Bar(bar.index, bar.size, bar.kind is BarKind.MEM64, bar.prefetch, bar.kind is BarKind.IO)
 
 
@@ -61,9 +66,14 @@ def _no_responder(payload: bytes) -> bytes:
     fail(errno.EIO, "no SPDM responder")
 
 
-def placeholder_mailbox(protocols: Sequence[tuple[int, int]]) -> DoeMailbox:
+def placeholders(protocols: Sequence[Feature]) -> dict[Feature, Handler]:
+    """Handlers of *protocols* that serve none of them."""
+    return dict.fromkeys(protocols, _no_responder)
+
+
+def placeholder_mailbox(protocols: Sequence[Feature]) -> DoeMailbox:
     """A mailbox that discovery finds *protocols* in, none of which it serves."""
-    return DoeMailbox(dict.fromkeys(protocols, _no_responder))
+    return DoeMailbox(placeholders(protocols))
 
 
 def _pcie_cap(function: Function, link_up: bool) -> PcieCap:
@@ -108,7 +118,7 @@ def _capabilities(function: Function) -> list[Capability]:
                 first_vf_offset=sriov.first_vf_offset,
                 vf_stride=sriov.vf_stride,
                 vf_device_id=sriov.vf_device,
-                bars=[_bar(b) for b in sriov.bars],
+                bars=[header_bar(b) for b in sriov.bars],
                 function_link=function.function,
             )
         )
@@ -152,31 +162,78 @@ def _virtual_function(function: Function, index: int) -> HwFunction:
     return HwFunction(sriov.routing_ids(function.devfn)[index] & 0xFF, config)
 
 
+@dataclass(slots=True)
+class BuiltFunction:
+    """A function that was built, with what was built below it."""
+
+    function: Function
+    hw: HwFunction
+    domain: int
+    bus: int
+    capabilities: Sequence[tuple[Capability, int]]
+    """Each with its position."""
+    children: Sequence[BuiltFunction]
+
+    @property
+    def rid(self) -> int:
+        """Routing ID: bus, device and function number."""
+        return self.bus << 8 | self.function.devfn
+
+    @property
+    def name(self) -> str:
+        """``DDDD:BB:DD.F``."""
+        function = self.function
+        return f"{self.domain:04x}:{self.bus:02x}:{function.slot:02x}.{function.function}"
+
+    def capability(self, kind: type[_C]) -> tuple[_C, int] | None:
+        """Its capability of that kind, and where it is."""
+        for capability, position in self.capabilities:
+            if isinstance(capability, kind):
+                return capability, position
+        return None
+
+
+AddKeys = Callable[[Sequence[BuiltFunction]], None]
+"""Gives the devices on a root bus, and those below, what they have of keys."""
+
+
+def _without_keys(built: Sequence[BuiltFunction]) -> None:
+    """No device gets keys: the mailboxes of those that have some do not answer."""
+
+
 class _Builder:
     """Builds the functions below one host bridge."""
 
     def __init__(self, bridge: HostBridge) -> None:
+        self._domain = bridge.domain
         self._buses = description.assign_buses(bridge)
 
-    def bus(self, functions: Sequence[Function], path: tuple[int, ...]) -> HwBus:
+    def bus(
+        self, functions: Sequence[Function], path: tuple[int, ...]
+    ) -> tuple[HwBus, list[BuiltFunction]]:
         """The bus behind the port at *path*, with all below it."""
         bus = HwBus(self._buses[path].secondary)
         multifunction = {f.slot for f in functions if sum(g.slot == f.slot for g in functions) > 1}
-        for function in functions:
-            bus.add(self._function(function, path, bus.number, function.slot in multifunction))
-        return bus
+        built = [
+            self._function(function, path, bus.number, function.slot in multifunction)
+            for function in functions
+        ]
+        for each in built:
+            bus.add(each.hw)
+        return bus, built
 
     def _function(
         self, function: Function, path: tuple[int, ...], primary: int, multifunction: bool
-    ) -> HwFunction:
+    ) -> BuiltFunction:
         config = ConfigSpace(
             regs.PCI_CFG_SPACE_EXP_SIZE if function.kind.is_pcie else regs.PCI_CFG_SPACE_SIZE
         )
-        bars = [_bar(b) for b in function.bars]
+        bars = [header_bar(b) for b in function.bars]
         secondary: HwBus | None = None
+        children: list[BuiltFunction] = []
         if function.kind.is_port:
             below = (*path, function.devfn)
-            secondary = self.bus(function.children, below)
+            secondary, children = self.bus(function.children, below)
             Header1(
                 function.vendor,
                 function.device,
@@ -201,10 +258,12 @@ class _Builder:
             ).write(config)
         caps = _capabilities(function)
         positions = add_capabilities(config, caps)
-        for cap, pos in zip(caps, positions, strict=True):
-            if isinstance(cap, Doe) and function.doe is not None:
+        placed = list(zip(caps, positions, strict=True))
+        for cap, pos in placed:
+            # The mailbox of a function with keys comes with them.
+            if isinstance(cap, Doe) and function.doe is not None and function.cma is None:
                 placeholder_mailbox(function.doe.protocols).attach(config, pos)
-        return HwFunction(
+        hw = HwFunction(
             function.devfn,
             config,
             secondary,
@@ -213,6 +272,7 @@ class _Builder:
                 partial(_virtual_function, function) if function.sriov is not None else None
             ),
         )
+        return BuiltFunction(function, hw, self._domain, primary, placed, children)
 
 
 _WINDOW_FLAGS = {
@@ -228,14 +288,16 @@ _WINDOW_RANGE = {
 
 
 def build_host_bridge(
-    bridge: HostBridge, iomem: Resource, ioport: Resource
+    bridge: HostBridge, iomem: Resource, ioport: Resource, add_keys: AddKeys = _without_keys
 ) -> tuple[HwBus, list[Resource]]:
     """The root bus of *bridge* with all hardware below, and the windows it decodes.
 
-    ENOSPC when the machine's address space has no room for its BARs, or a window that the
-    description sets is too small for them.
+    *add_keys* gives keys to the devices that have any. ENOSPC when the machine's address space
+    has no room for its BARs, or a window that the description sets is too small for them; and
+    what *add_keys* raises.
     """
-    root = _Builder(bridge).bus(bridge.functions, ())
+    root, built = _Builder(bridge).bus(bridge.functions, ())
+    add_keys(built)
     wanted = {
         Space.IO: bridge.io_window,
         Space.MEMORY: bridge.mem32_window,

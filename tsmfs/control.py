@@ -6,8 +6,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tsmfs.base.kobject import Attribute, AttributeGroup, BinAttribute, Kobject, Reader
 from tsmfs.base.uevent import Uevents
@@ -19,6 +19,9 @@ from tsmfs.kernel.resource import Resource
 from tsmfs.kernel.task import CAP_SYS_ADMIN, current
 from tsmfs.pci.core import PciCore
 from tsmfs.pci.hardware import HwBus
+
+if TYPE_CHECKING:
+    from tsmfs.pci.cma import CmaDevice
 
 _BDF = re.compile(r"([0-9a-fA-F]{4,8}):([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])")
 
@@ -129,6 +132,41 @@ def _plug_files(pci: PciCore) -> list[Attribute]:
     return [Attribute("plug", 0o200, store=plug), Attribute("unplug", 0o200, store=unplug)]
 
 
+def _devices_with_keys(pci: PciCore) -> Iterator[tuple[str, CmaDevice]]:
+    """The device security managers of the machine, plugged or not, by the names of functions."""
+    for bridge in pci.host_bridges:
+        for bus, function in bridge.hw_root.walk():
+            if function.cma is not None:
+                slot, number = function.slot, function.devfn & 7
+                yield f"{bridge.domain:04x}:{bus.number:02x}:{slot:02x}.{number}", function.cma
+
+
+def _tamper_file(pci: PciCore) -> BinAttribute:
+    def show() -> str:
+        lies = ((name, device.disguise.names) for name, device in _devices_with_keys(pci))
+        return "".join(f"{name} {' '.join(names)}\n" for name, names in lies if names)
+
+    def store(_: Kobject, offset: int, data: bytes) -> None:
+        text = _text(data).strip()
+        if not text or not text.isprintable():
+            fail(errno.EINVAL)
+        name, *words = text.split()
+        domain, number, slot, function = parse_bdf(name.encode())
+        wanted = f"{domain:04x}:{number:02x}:{slot:02x}.{function}"
+        device = dict(_devices_with_keys(pci)).get(wanted)
+        if device is None:
+            fail(errno.ENODEV)
+        # Machines without keys can do without it.
+        from tsmfs.pci.tamper import Tamper, disguise
+
+        if not words or not set(words) <= {"none", *Tamper} or ("none" in words and words[1:]):
+            fail(errno.EINVAL)
+        disguise(device, [Tamper(word) for word in words if word != "none"])
+
+    readable = _text_file("tamper", show)
+    return BinAttribute("tamper", 0o644, open=readable.open, write=store)
+
+
 _RANGES = {
     "probability": (0, 100),
     "interval": (1, (1 << 31) - 1),
@@ -214,10 +252,14 @@ def add_control_files(
     faults: Faults,
     uevents: Uevents,
     netlink: NetlinkService,
+    roots: Callable[[], str],
     name: str,
     description: str,
 ) -> Kobject:
-    """Make ``tsmfs`` below *kernel* with every control file; *description* is TOML."""
+    """Make ``tsmfs`` below *kernel* with every control file.
+
+    *roots* has the root certificates of the machine's devices in PEM; *description* is TOML.
+    """
     directory = kernel.add_child("tsmfs")
     directory.add_groups(
         [
@@ -230,6 +272,7 @@ def add_control_files(
                     _ring_file("log", log.ring),
                     _ring_file("uevents", uevents.ring),
                     *_netlink_files(netlink),
+                    _text_file("spdm_root", roots),
                     _text_file("machine", lambda: description),
                     Attribute("name", 0o444, lambda _: f"{name}\n"),
                     Attribute("pid", 0o444, lambda _: f"{os.getpid()}\n"),
@@ -238,5 +281,7 @@ def add_control_files(
         ]
     )
     fault = directory.add_child("fault")
-    fault.add_groups([_fault_group(faults, point) for point in Point])
+    fault.add_groups(
+        [AttributeGroup([_tamper_file(pci)]), *(_fault_group(faults, point) for point in Point)]
+    )
     return directory

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import enum
+import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ TIB: Final = 1 << 40
 MAX_BUS: Final = 0xFF
 MAX_SLOT: Final = 0x1F
 MAX_FUNCTION: Final = 7
+MAX_CERTIFICATE_SLOT: Final = 7
 
 # A deeper chain of switches than any fabric has; it bounds the recursion over the tables.
 MAX_DEPTH: Final = 32
@@ -208,6 +210,109 @@ class Ide:
         return 12 + 8 * self.link_streams + selective * self.selective_streams
 
 
+class CmaKey(enum.Enum):
+    """Kind of the key that a device signs with (DSP0274, BaseAsymAlgo)."""
+
+    ECDSA_P256 = "ecdsa-p256"
+    ECDSA_P384 = "ecdsa-p384"
+    RSA_3072 = "rsa-3072"
+
+
+class CmaHash(enum.Enum):
+    """Hash function of certificates and transcripts (DSP0274, BaseHashAlgo)."""
+
+    SHA_256 = "sha-256"
+    SHA_384 = "sha-384"
+    SHA_512 = "sha-512"
+
+
+class CmaVersion(enum.Enum):
+    """Version of SPDM that a device speaks."""
+
+    V1_2 = "1.2"
+    V1_3 = "1.3"
+
+
+class MeasurementKind(enum.Enum):
+    """What was measured (DSP0274, DMTFSpecMeasurementValueType)."""
+
+    ROM = "rom"
+    FIRMWARE = "firmware"
+    HARDWARE_CONFIG = "hardware-config"
+    FIRMWARE_CONFIG = "firmware-config"
+    MANIFEST = "manifest"
+    VERSION = "version"
+
+
+class Tamper(enum.Enum):
+    """What is wrong with what a device presents: ``tsmfs.pci.tamper`` tells what each does."""
+
+    EXPIRED_CERTIFICATE = "expired-certificate"
+    SELF_SIGNED = "self-signed"
+    WRONG_NAME = "wrong-name"
+    FOREIGN_CERTIFICATE = "foreign-certificate"
+    BAD_SIGNATURE = "bad-signature"
+    STALE_NONCE = "stale-nonce"
+    CHANGED_MEASUREMENT = "changed-measurement"
+    WRONG_RANGE = "wrong-range"
+    OVERLAPPING_RANGE = "overlapping-range"
+    REPLAYED_TRANSCRIPT = "replayed-transcript"
+
+
+EXCLUSIVE_TAMPERS: Final = (
+    (
+        Tamper.EXPIRED_CERTIFICATE,
+        Tamper.SELF_SIGNED,
+        Tamper.WRONG_NAME,
+        Tamper.FOREIGN_CERTIFICATE,
+    ),
+    (Tamper.STALE_NONCE, Tamper.REPLAYED_TRANSCRIPT),
+)
+"""Of each of these a device has one at most."""
+
+MAX_MEASUREMENT: Final = 0xEF
+"""Highest index of a measurement whose meaning is the device's own (DSP0274, table 50)."""
+MEASUREMENT_MANIFEST: Final = 0xFD
+"""Index of the manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One measurement of a device; ``value`` is the text whose UTF-8 bytes are measured."""
+
+    index: int
+    kind: MeasurementKind
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class CmaFiles:
+    """PEM files of a certificate slot: certificates from the root to the leaf, and its key."""
+
+    slot: int
+    chain: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cma:
+    """Component Measurement and Authentication (PCIe 7.0, section 6.31): keys of its own.
+
+    The device answers SPDM in its mailbox, and what it has of IDE and TDISP works. Its keys come
+    from ``seed``, by default the machine's, unless ``files`` names them. ``measurements`` replace
+    those that a device has by itself. ``tamper`` is what a verifier is to find wrong with it.
+    """
+
+    key: CmaKey = CmaKey.ECDSA_P384
+    hash: CmaHash = CmaHash.SHA_384
+    versions: tuple[CmaVersion, ...] = tuple(CmaVersion)
+    slots: tuple[int, ...] = (0,)
+    seed: int | None = None
+    files: tuple[CmaFiles, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    tamper: tuple[Tamper, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Sriov:
     """SR-IOV capability (PCIe 7.0, section 9.3.3) and what each of its VFs looks like."""
@@ -260,6 +365,7 @@ class Function:
     bars: tuple[Bar, ...] = ()
     msix: Msix | None = None
     doe: Doe | None = None
+    cma: Cma | None = None
     ide: Ide | None = None
     sriov: Sriov | None = None
     children: tuple[Function, ...] = ()
@@ -288,15 +394,30 @@ class HostBridge:
     functions: tuple[Function, ...] = ()
 
 
+def key_seed(seed: int) -> bytes:
+    """What keys come from where the number ``seed`` is given."""
+    return f"seed {seed}".encode()
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A whole machine; ``seed`` makes whatever is drawn at random (keys, nonces) repeatable."""
+    """A whole machine; ``seed`` makes whatever is drawn at random (keys, faults) repeatable."""
 
     name: str
     description: str = ""
     seed: int = 0
     modules: tuple[ModuleLoad, ...] = ()
     host_bridges: tuple[HostBridge, ...] = ()
+
+    @property
+    def key_seed(self) -> bytes:
+        """What the keys of its devices come from; without a seed, the name of the machine."""
+        return key_seed(self.seed) if self.seed else f"name {self.name}".encode()
+
+
+def has_keys(functions: Iterable[Function]) -> bool:
+    """Whether any of ``functions``, or of those below them, has keys."""
+    return any(function.cma is not None or has_keys(function.children) for function in functions)
 
 
 _DEFAULTS: Final[Mapping[Kind, Function]] = {
@@ -571,6 +692,47 @@ class _Table:
         self.wrong(name, f"must be one of {choices}, not {_shown(value)}")
         return default
 
+    def several(self, name: str, default: tuple[_E, ...]) -> tuple[_E, ...]:
+        """An array of strings, each the value of a member of an enumeration, none twice."""
+        if name not in self:
+            return default
+        members = {member.value: member for member in type(default[0])}
+        found: list[_E] = []
+        for index, value in enumerate(self.filled_array(name)):
+            member = members.get(value) if isinstance(value, str) else None
+            if member is None:
+                choices = ", ".join(map(_shown, members))
+                self.wrong(f"{name}[{index}]", f"must be one of {choices}, not {_shown(value)}")
+            elif member in found:
+                self.wrong(f"{name}[{index}]", "is listed before")
+            else:
+                found.append(member)
+        return tuple(found)
+
+    def integers(self, name: str, default: tuple[int, ...], low: int, high: int) -> tuple[int, ...]:
+        """An array of numbers in ``low``..``high``, none twice."""
+        if name not in self:
+            return default
+        found: list[int] = []
+        for index, value in enumerate(self.filled_array(name)):
+            key = f"{name}[{index}]"
+            if isinstance(value, bool) or not isinstance(value, int):
+                self.wrong(key, f"must be an integer, not {_shown(value)}")
+            elif not low <= value <= high:
+                self.wrong(key, f"must be in {low}..{high}, not {_shown(value)}")
+            elif value in found:
+                self.wrong(key, "is listed before")
+            else:
+                found.append(value)
+        return tuple(found)
+
+    def required_string(self, name: str) -> str:
+        """Text that has no default, and is not empty."""
+        text = self.string(name, "")
+        if not text and not self._findings.doubts(self.key, name):
+            self.wrong(name, "is required" if name not in self else "must not be empty")
+        return text
+
     def size(self, name: str) -> int | None:
         """A number of bytes: an integer, or a string with a unit such as ``"2M"``."""
         value = self._get(name)
@@ -601,6 +763,13 @@ class _Table:
             return value
         self.wrong(name, f"must be an array, not {_shown(value)}")
         return []
+
+    def filled_array(self, name: str) -> list[object]:
+        """An array of anything that is not empty."""
+        value = self.array(name)
+        if not value and isinstance(self._data.get(name), list):
+            self.wrong(name, "must have one entry at least")
+        return value
 
     def tables(self, name: str) -> Iterator[_Table]:
         """The tables of an array of tables; none when absent."""
@@ -745,6 +914,7 @@ def _read_function(table: _Table, kind: Kind, depth: int) -> Function:
         bars=_read_bars(table),
         msix=_read_msix(table),
         doe=_read_doe(table),
+        cma=_read_cma(table),
         ide=_read_ide(table),
         sriov=_read_sriov(table, device, tee_io),
         children=_read_functions(table, depth + 1),
@@ -836,6 +1006,60 @@ def _protocol(value: object) -> tuple[int, int] | None:
     return None
 
 
+def _read_cma(table: _Table) -> Cma | None:
+    sub = table.capability("cma")
+    if sub is None:
+        return None
+    base = Cma()
+    cma = Cma(
+        key=sub.one_of("key", base.key),
+        hash=sub.one_of("hash", base.hash),
+        versions=sub.several("versions", base.versions),
+        slots=sub.integers("slots", base.slots, 0, MAX_CERTIFICATE_SLOT),
+        seed=sub.integer("seed", 0, 0, (1 << 63) - 1) if "seed" in sub else None,
+        files=_read_cma_files(sub),
+        measurements=_read_measurements(sub),
+        tamper=sub.several("tamper", tuple(Tamper)) if "tamper" in sub else (),
+    )
+    for group in EXCLUSIVE_TAMPERS:
+        found = [one.value for one in group if one in cma.tamper]
+        if len(found) > 1:
+            sub.wrong("tamper", f"{' and '.join(found)} exclude each other")
+    for name in ("key", "slots", "seed"):
+        if cma.files and name in sub:
+            sub.wrong(name, "is told by files")
+    sub.finish()
+    return cma
+
+
+def _read_cma_files(table: _Table) -> tuple[CmaFiles, ...]:
+    files: dict[int, CmaFiles] = {}
+    for sub in table.tables("files"):
+        slot = sub.integer("slot", 0, 0, MAX_CERTIFICATE_SLOT)
+        if slot in files:
+            sub.wrong("slot", f"slot {slot} has its files already")
+        files[slot] = CmaFiles(slot, sub.required_string("chain"), sub.required_string("key"))
+        sub.finish()
+    return tuple(files.values())
+
+
+def _read_measurements(table: _Table) -> tuple[Measurement, ...]:
+    found: dict[int, Measurement] = {}
+    for sub in table.tables("measurements"):
+        index = sub.required_integer("index", 1, MEASUREMENT_MANIFEST)
+        kind = sub.one_of("kind", MeasurementKind.FIRMWARE)
+        if index in found:
+            sub.wrong("index", f"measurement {index} is listed before")
+        elif index > MAX_MEASUREMENT and index != MEASUREMENT_MANIFEST:
+            limits = f"1..{MAX_MEASUREMENT}, or {MEASUREMENT_MANIFEST} for the manifest"
+            sub.wrong("index", f"must be in {limits}, not {index}")
+        elif (index == MEASUREMENT_MANIFEST) != (kind is MeasurementKind.MANIFEST):
+            sub.wrong("kind", f"the measurement {MEASUREMENT_MANIFEST} is the manifest")
+        found[index] = Measurement(index, kind, sub.required_string("value"))
+        sub.finish()
+    return tuple(found.values())
+
+
 def _read_ide(table: _Table) -> Ide | None:
     sub = table.capability("ide")
     if sub is None:
@@ -894,6 +1118,11 @@ _ONLY: Final[tuple[tuple[str, frozenset[Kind], str], ...]] = (
     ("acs", _PCIE, "needs PCI Express: conventional PCI has no extended capabilities"),
     ("serial", _PCIE, "needs PCI Express: conventional PCI has no extended capabilities"),
     ("doe", _PCIE, "needs PCI Express: conventional PCI has no extended capabilities"),
+    (
+        "cma",
+        _DEVICES | {Kind.UPSTREAM_PORT},
+        "keys are for endpoints, and for the upstream ports of switches",
+    ),
     ("ide", _PCIE, "needs PCI Express: IDE protects its packets"),
     ("sriov", _DEVICES, "SR-IOV is for PCI Express endpoints"),
 )
@@ -1001,6 +1230,7 @@ class _Checker:
             self._wrong(key, "msi", f"must be 0, 1, 2, 4, 8, 16 or 32 vectors, not {function.msi}")
         self._bars(function.bars, key, "", 2 if kind.is_port else 6, 128 if kind.is_pcie else 16)
         self._msix(function.msix, function.bars, key, "")
+        self._cma(function, key)
         self._ide(function, key)
         if function.sriov is not None:
             self._sriov(function.sriov, key)
@@ -1052,6 +1282,17 @@ class _Checker:
         (table, table_length), (pba, pba_length) = parts.values()
         if table < pba + pba_length and pba < table + table_length:
             self._wrong(owner, f"{prefix}msix.pba_offset", "overlaps the table")
+
+    def _cma(self, function: Function, owner: str) -> None:
+        if function.cma is None or function.kind not in _DEVICES | {Kind.UPSTREAM_PORT}:
+            return
+        if function.function:
+            self._wrong(owner, "cma", "the keys of a device are in its function 0")
+        protocols = function.doe.protocols if function.doe is not None else ()
+        if not {DOE_CMA, DOE_SECURED_CMA} <= set(protocols) and not self._findings.doubts(
+            owner, "doe"
+        ):
+            self._wrong(owner, "cma", "needs doe, with the protocols [1, 1] and [1, 2]")
 
     def _ide(self, function: Function, owner: str) -> None:
         ide = function.ide
@@ -1199,11 +1440,34 @@ def parse(text: str, source: str) -> Machine:
     _Checker(findings).machine(machine)
     if findings.mistakes:
         raise DescriptionError(findings.mistakes)
+    directory = Path(source).parent
     bridges = tuple(
-        replace(bridge, functions=_in_bus_order(bridge.functions))
+        replace(
+            bridge,
+            functions=tuple(
+                _with_places(function, directory) for function in _in_bus_order(bridge.functions)
+            ),
+        )
         for bridge in machine.host_bridges
     )
     return replace(machine, host_bridges=bridges)
+
+
+def _with_places(function: Function, directory: Path) -> Function:
+    """``function`` with the files that it and those below it name found from ``directory``."""
+    cma = function.cma
+    if cma is not None and cma.files:
+        files = tuple(
+            CmaFiles(
+                file.slot,
+                os.path.abspath(directory / file.chain),
+                os.path.abspath(directory / file.key),
+            )
+            for file in cma.files
+        )
+        cma = replace(cma, files=files)
+    children = tuple(_with_places(child, directory) for child in function.children)
+    return replace(function, cma=cma, children=children)
 
 
 def _read_text(path: Path) -> str:

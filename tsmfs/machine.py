@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
+from functools import partial
 from importlib.metadata import entry_points
 
 from tsmfs import description
@@ -95,6 +96,7 @@ class Machine:
             faults=self.faults,
             uevents=self.uevents,
             netlink=self.netlink,
+            roots=self._root_certificates,
             name=machine.name,
             description=text,
         )
@@ -106,8 +108,25 @@ class Machine:
         """Root of the tree that a mount shows."""
         return self.core.root
 
+    def _root_certificates(self) -> str:
+        # Few machines have devices with keys, and their cryptography takes long to import.
+        from tsmfs.board_cma import root_certificates
+
+        return root_certificates(self.description)
+
     def _add_host_bridge(self, bridge: description.HostBridge) -> None:
-        root, windows = build_host_bridge(bridge, self.iomem, self.pci.ioport)
+        if description.has_keys(bridge.functions):
+            # All that has to do with keys takes time to import, and many machines have none.
+            from tsmfs.board_cma import add_keys
+
+            root, windows = build_host_bridge(
+                bridge,
+                self.iomem,
+                self.pci.ioport,
+                partial(add_keys, seed=self.description.key_seed, report=self.log.warn),
+            )
+        else:
+            root, windows = build_host_bridge(bridge, self.iomem, self.pci.ioport)
         self.pci.add_host_bridge(
             PciHostBridge(
                 self.pci,

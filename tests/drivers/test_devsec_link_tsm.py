@@ -7,7 +7,17 @@ import errno
 
 import pytest
 
-from tests.machines import Caller, Shell, boot, errno_of_result, fails, pci, threads
+from tests.machines import (
+    SAMPLE_TSMS,
+    Caller,
+    Shell,
+    boot,
+    errno_of_result,
+    fails,
+    pci,
+    threads,
+    without_keys,
+)
 from tsmfs.coco.tsm import TsmDevice
 from tsmfs.drivers import devsec_link_tsm
 from tsmfs.drivers.devsec_common import common_of
@@ -224,7 +234,7 @@ def test_the_platform_has_four_stream_ids() -> None:
 
 @pytest.mark.parametrize(("parameter", "connects"), [("", False), ("all_bridges=1", True)])
 def test_devices_of_other_bridges_are_taken_only_on_request(parameter: str, connects: bool) -> None:
-    sh = boot("server", [f"devsec_link_tsm {parameter}"])
+    sh = boot(without_keys("server"), [f"devsec_link_tsm {parameter}"])
     if connects:
         connect(sh, "0000:01:00.0")
     else:
@@ -234,12 +244,20 @@ def test_devices_of_other_bridges_are_taken_only_on_request(parameter: str, conn
 
 @pytest.mark.parametrize("name", ["0000:02:00.0", "0000:00:08.0"])
 def test_what_cannot_have_a_stream_gets_a_session_alone(name: str) -> None:
-    sh = boot("server")
+    sh = boot(without_keys("server"), SAMPLE_TSMS)
     before = everything(sh)
     connect(sh, name)
     assert sh.cat("/devices/pci0000:00/available_secure_streams") == "8\n"
     assert not [link for link in sh.ls("/class/tsm/tsm0") if link.startswith("pci0")]
     disconnect(sh, name)
+    assert everything(sh) == before
+
+
+def test_a_port_with_keys_of_its_own_is_not_secure_without_any() -> None:
+    sh = boot("server", SAMPLE_TSMS)
+    before = everything(sh)
+    with fails(errno.ENXIO):
+        connect(sh, "0000:01:00.0")
     assert everything(sh) == before
 
 

@@ -7,7 +7,7 @@ import errno
 
 import pytest
 
-from tests.machines import Shell, boot, fails, pci
+from tests.machines import SAMPLE_TSMS, Shell, boot, fails, pci
 from tsmfs.drivers.devsec_common import common_of
 from tsmfs.kernel.resource import IORESOURCE_MEM, Resource
 
@@ -129,7 +129,7 @@ def test_an_accepted_function_that_goes_leaves_no_private_range(sh: Shell, how: 
 
 
 def test_only_memory_is_made_private() -> None:
-    sh = boot("server")
+    sh = boot("server", SAMPLE_TSMS)
     accelerator = "0000:00:08.0"
     sh.echo("tsm1", f"{pci(accelerator)}/tsm/lock")
     sh.echo("1", f"{pci(accelerator)}/tsm/accept")

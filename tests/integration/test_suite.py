@@ -47,7 +47,16 @@ def test_the_suite_passes_in_a_session_at_the_usual_places() -> None:
     status, output = suite(sys.executable, "-m", "tsmfs", "exec", "--", SUITE)
     assert status == 0, output
     steps = passed(output)
-    assert len([step for step in steps if "evidence by NETLINK_GENERIC" in step]) == 4
+    assert len([step for step in steps if "evidence by NETLINK_GENERIC" in step]) == 6
+
+
+def test_the_suite_passes_with_the_software_tsm_and_devices_with_keys(mount: Mount) -> None:
+    sysfs = mount("--machine", "server")
+    status, output = suite(SUITE, sysfs)
+    assert status == 0, output
+    steps = passed(output)
+    assert any("evidence over a nonce has it" in step for step in steps)
+    assert (sysfs / "kernel/tsmfs/modules").read_text().split()[0] == "pci_pf_stub"
 
 
 def test_the_suite_wants_an_emulated_machine(tmp_path: Path) -> None:

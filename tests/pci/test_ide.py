@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.machines import Shell, boot, fails, pci
+from tests.machines import Shell, boot, fails, pci, without_keys
 from tsmfs.kernel.resource import IORESOURCE_MEM, Resource
 from tsmfs.pci import regs
 from tsmfs.pci.capability import find_ext_capability
@@ -51,7 +51,7 @@ stream_pool = {pool}
 
 @pytest.fixture
 def sh() -> Shell:
-    return boot("server", ["pci_pf_stub"])
+    return boot(without_keys("server"), ["pci_pf_stub"])
 
 
 def alloc(dev: PciDev, stream_id: int = 0) -> PciIde:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from tsmfs.kernel.errors import fail
-from tsmfs.pci.config import ConfigAccess, ConfigSpace
+from tsmfs.pci.config import ConfigAccess, ConfigSpace, ConfigStream
 from tsmfs.pci.regs import (
     PCI_DOE_CTRL,
     PCI_DOE_CTRL_ABORT,
@@ -82,6 +82,7 @@ class DoeMailbox:
         "_generation",
         "_pos",
         "_protocols",
+        "_ready",
         "_request",
         "_response",
     )
@@ -98,6 +99,7 @@ class DoeMailbox:
         self._request: list[int] = []
         self._response: Iterator[int] = iter(())
         self._generation = 0
+        self._ready = False
 
     def attach(self, config: ConfigSpace, pos: int) -> None:
         """Become the instance behind the DOE capability at `pos` of `config`."""
@@ -149,8 +151,7 @@ class DoeMailbox:
         return 0
 
     def _mailbox_acknowledged(self, old: int, _new: int) -> int:
-        status = self._config.read(self._pos + PCI_DOE_STATUS, 4)
-        if not status & PCI_DOE_STATUS_DATA_OBJECT_READY:
+        if not self._ready:
             return old
         following = next(self._response, None)
         if following is None:
@@ -209,6 +210,7 @@ class DoeMailbox:
         self._config.set(self._pos + PCI_DOE_READ, 4, next(self._response, 0))
 
     def _set_status(self, status: int) -> None:
+        self._ready = bool(status & PCI_DOE_STATUS_DATA_OBJECT_READY)
         pos = self._pos + PCI_DOE_STATUS
         status |= self._config.read(pos, 4) & PCI_DOE_STATUS_INT_STATUS
         # 6.30.3: an interrupt tells of a response that is ready and of an error.
@@ -229,6 +231,10 @@ def _data_object(vendor: int, kind: int, payload: bytes) -> tuple[int, ...]:
         field_prep(PCI_DOE_DATA_OBJECT_HEADER_2_LENGTH, length % PCI_DOE_MAX_LENGTH),
         *struct.unpack(f"<{length - 2}I", padded),
     )
+
+
+class DoeTimeoutError(OSError):
+    """EIO of an instance that did not answer in time."""
 
 
 class DoeTransport:
@@ -254,6 +260,7 @@ class DoeTransport:
         `name` is the function's, for messages; `timeout` is in seconds.
         """
         self._config = config
+        self._stream = config if isinstance(config, ConfigStream) else None
         self._pos = pos
         self._label = f"{name}: DOE [{pos:x}]" if name else f"DOE [{pos:x}]"
         self._sleep = sleep
@@ -271,7 +278,8 @@ class DoeTransport:
         when somebody else uses the mailbox, EIO when the instance reports an error, answers with
         another object or not in time, or is cancelled or dead; and what `sleep` and `fault` raise.
         """
-        if (vendor, kind) not in self.features():
+        features = self.features() if self._features is None else self._features
+        if (vendor, kind) not in features:
             fail(errno.EINVAL, f"{self._label}: no vendor {vendor:#x} type {kind:#x}")
         if self._fault is not None:
             self._fault()
@@ -348,8 +356,7 @@ class DoeTransport:
             fail(errno.EBUSY, f"{self._label}: another entity sends conflicting requests")
         if status & PCI_DOE_STATUS_ERROR:
             fail(errno.EIO, f"{self._label}: error before the request")
-        for dword in request:
-            self._write(PCI_DOE_WRITE, dword)
+        self._write_all(request)
         self._write_control(PCI_DOE_CTRL_GO)
 
     def _await_response(self) -> None:
@@ -361,7 +368,7 @@ class DoeTransport:
             if status & PCI_DOE_STATUS_DATA_OBJECT_READY:
                 return
             if time.monotonic() > deadline:
-                fail(errno.EIO, f"{self._label}: no response in {self._timeout} s")
+                raise DoeTimeoutError(errno.EIO, f"{self._label}: no response in {self._timeout} s")
             self._wait()
 
     def _receive(self, expected: int) -> bytes:
@@ -373,22 +380,34 @@ class DoeTransport:
         length = length or PCI_DOE_MAX_LENGTH
         if length < 2:
             fail(errno.EIO, f"{self._label}: response of {length} dwords")
-        payload = bytearray()
-        for left in range(length - 2, 0, -1):
-            dword = self._read(PCI_DOE_READ)
+        if length == 2:
+            dwords = []
+        else:
+            dwords = self._take_all(length - 3)
             # An instance that ran out of data has cleared Ready before the last acknowledgement.
-            if left == 1 and not self._read(PCI_DOE_STATUS) & PCI_DOE_STATUS_DATA_OBJECT_READY:
+            if not self._read(PCI_DOE_STATUS) & PCI_DOE_STATUS_DATA_OBJECT_READY:
                 fail(errno.EIO, f"{self._label}: response ended early")
-            payload += dword.to_bytes(4, "little")
-            self._write(PCI_DOE_READ, 0)
+            dwords.append(self._take())
         if self._read(PCI_DOE_STATUS) & PCI_DOE_STATUS_ERROR:
             fail(errno.EIO, f"{self._label}: error in the response")
-        return bytes(payload)
+        return struct.pack(f"<{len(dwords)}I", *dwords)
 
     def _take(self) -> int:
         dword = self._read(PCI_DOE_READ)
         self._write(PCI_DOE_READ, 0)
         return dword
+
+    def _write_all(self, dwords: tuple[int, ...]) -> None:
+        if self._stream is not None:
+            self._stream.write_stream(self._pos + PCI_DOE_WRITE, dwords)
+            return
+        for dword in dwords:
+            self._write(PCI_DOE_WRITE, dword)
+
+    def _take_all(self, count: int) -> list[int]:
+        if self._stream is not None:
+            return self._stream.read_stream(self._pos + PCI_DOE_READ, count)
+        return [self._take() for _ in range(count)]
 
     def _abort(self) -> None:
         deadline = time.monotonic() + self._timeout

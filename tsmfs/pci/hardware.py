@@ -5,8 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tsmfs.pci.config import ConfigSpace
+
+if TYPE_CHECKING:
+    from tsmfs.pci.cma import CmaDevice
+    from tsmfs.pci.ide_km import IdePort
 
 
 @dataclass(slots=True, eq=False)
@@ -23,6 +28,12 @@ class HwFunction:
     """What firmware programs after power-on: BARs and windows."""
     virtual_functions: Callable[[int], HwFunction] | None = None
     """Makes the virtual function of an index, for an SR-IOV physical function."""
+    powered: list[Callable[[], None]] = field(default_factory=list)
+    """What is lost besides registers when power comes."""
+    ide: IdePort | None = None
+    """The keys of its IDE streams; without any, every stream that is enabled is secure."""
+    cma: CmaDevice | None = None
+    """Its device security manager, for a function with keys."""
 
     @property
     def slot(self) -> int:
@@ -69,5 +80,7 @@ def power_on(function: HwFunction) -> None:
         functions += [f for _, f in function.secondary.walk()]
     for each in functions:
         each.config.reset()
+        for forget in each.powered:
+            forget()
         for setting in each.settings:
             setting()

@@ -13,7 +13,7 @@ import enum
 import errno
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, TypeVar
@@ -227,6 +227,30 @@ def encrypt_memory_bars(tsm: PciTsmDevsec, iomem: Resource) -> None:
                 private = Resource(bar.start, bar.end, PCI_MMIO_ENCRYPTED, IORESOURCE_MEM)
                 iomem.insert(private)
                 tsm.resources.append(private)
+    except OSError:
+        free_encrypted_resources(tsm)
+        raise
+
+
+def encrypt_ranges(
+    tsm: PciTsmDevsec, iomem: Resource, ranges: Iterable[tuple[int, int, int]]
+) -> None:
+    """List *ranges*, of BAR, first and last address, as private.
+
+    All or none; EINVAL unless each lies in its memory BAR, behind those before it in that BAR;
+    EBUSY when a range cannot be listed.
+    """
+    bars = {index: bar for index, bar in tsm.pdev.bars() if bar.flags & IORESOURCE_MEM}
+    free = {index: bar.start for index, bar in bars.items()}
+    try:
+        for index, start, end in ranges:
+            bar = bars.get(index)
+            if bar is None or not free[index] <= start <= end <= bar.end:
+                fail(errno.EINVAL, f"interface report: {start:#x}-{end:#x} is not in BAR {index}")
+            free[index] = end + 1
+            private = Resource(start, end, PCI_MMIO_ENCRYPTED, IORESOURCE_MEM)
+            iomem.insert(private)
+            tsm.resources.append(private)
     except OSError:
         free_encrypted_resources(tsm)
         raise
