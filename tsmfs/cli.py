@@ -28,6 +28,8 @@ from tsmfs.instance import (
     find_instance,
 )
 from tsmfs.session_cli import enter, exec_, sessions, shell
+from tsmfs.spdm_cli import spdm
+from tsmfs.verify_cli import verify
 
 if TYPE_CHECKING:
     from tsmfs.status import State
@@ -268,7 +270,9 @@ def status(sysfs: Path | None, as_json: bool) -> None:
         click.echo("\n".join(render(topology, _paint)))
 
 
+evidence.add_command(verify)
 cli.add_command(evidence)
+cli.add_command(spdm)
 cli.add_command(netlink)
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What the commands share: their group, the option ``--sysfs``, and reading a file that grows."""
+"""What the commands share: their group, options and values, and reading a file that grows."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from tsmfs.instance import ControlStream
+from tsmfs.instance import ControlStream, InstanceError, find_instance
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
 #: How long a command waits before it looks for something new in a file, in seconds.
 POLL_INTERVAL = 0.1
+
+#: Bytes of the nonces that are made here: those of SPDM have as many.
+NONCE_SIZE = 32
 
 
 class Group(click.Group):
@@ -34,6 +38,33 @@ def complete_machine(
 
     names = [CompletionItem(name) for name in builtin_names() if name.startswith(incomplete)]
     return names or [CompletionItem(incomplete, type="file")]
+
+
+def complete_function(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The PCI functions of the machine that begin so."""
+    try:
+        devices = find_instance(ctx.params.get("sysfs")).sysfs / "bus/pci/devices"
+        names = sorted(entry.name for entry in devices.iterdir())
+    except (InstanceError, OSError):
+        return []
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def parse_nonce(ctx: click.Context, param: click.Parameter, text: str | None) -> bytes:
+    """The bytes that an option ``--nonce`` names; none when it is not given."""
+    if text is None:
+        return b""
+    if text == "random":
+        return os.urandom(NONCE_SIZE)
+    try:
+        nonce = bytes.fromhex(text)
+    except ValueError:
+        nonce = b""
+    if not nonce:
+        raise click.BadParameter(f"{text!r} is neither bytes in hexadecimal nor 'random'.")
+    return nonce
 
 
 def on_instance(command: Command) -> Command:

@@ -16,15 +16,12 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from tsmfs.command import POLL_INTERVAL, Group, on_instance
+from tsmfs.command import POLL_INTERVAL, Group, complete_function, on_instance, parse_nonce
 from tsmfs.instance import ControlStream, Instance, InstanceError, find_instance
 
 if TYPE_CHECKING:
     from netlink.client import EvidenceClient, GenlClient, Piece
     from netlink.connection import Connection
-
-#: Bytes of the nonces that are made here: those of SPDM have as many.
-NONCE_SIZE = 32
 
 #: From this size on (bytes) the progress of an object is shown.
 LARGE = 1 << 20
@@ -32,10 +29,11 @@ LARGE = 1 << 20
 #: What a shell reports for a process that SIGTERM ended.
 _TERMINATED = 143
 
-_FAMILIES = ("pci-tsm", "device-evidence")
+#: Names of the families that serve evidence.
+FAMILIES = ("pci-tsm", "device-evidence")
 
 
-def _connect(instance: Instance) -> Connection:
+def connect_to(instance: Instance) -> Connection:
     """A connection to the server of a machine."""
     from netlink.connection import UnixEndpoint, connect
 
@@ -46,7 +44,7 @@ def _connect(instance: Instance) -> Connection:
 
 
 @contextlib.contextmanager
-def _asking(about: str | None = None) -> Iterator[None]:
+def asking(about: str | None = None) -> Iterator[None]:
     """Makes what the server refuses an error of the command, about a device if given."""
     from netlink.client import ExtAckError
 
@@ -58,17 +56,6 @@ def _asking(about: str | None = None) -> Iterator[None]:
 
 
 # --- Evidence --------------------------------------------------------------------------------
-
-
-def _complete_function(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    try:
-        devices = find_instance(ctx.params.get("sysfs")).sysfs / "bus/pci/devices"
-        names = sorted(entry.name for entry in devices.iterdir())
-    except (InstanceError, OSError):
-        return []
-    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 def _complete_type(
@@ -92,27 +79,14 @@ def _check_types(
     return types
 
 
-def _parse_nonce(ctx: click.Context, param: click.Parameter, text: str | None) -> bytes:
-    if text is None:
-        return b""
-    if text == "random":
-        return os.urandom(NONCE_SIZE)
-    try:
-        nonce = bytes.fromhex(text)
-    except ValueError:
-        nonce = b""
-    if not nonce:
-        raise click.BadParameter(f"{text!r} is neither bytes in hexadecimal nor 'random'.")
-    return nonce
-
-
 @click.group(cls=Group)
 def evidence() -> None:
-    """Read and validate the evidence of devices.
+    """Read, verify and validate the evidence of devices.
 
     \b
     Examples:
       tsmfs evidence read 10000:01:00.0
+      tsmfs evidence verify 0000:01:00.0
       tsmfs evidence validate 10000:01:00.0 --generation 1
     """
 
@@ -133,13 +107,13 @@ def evidence() -> None:
 @click.option(
     "--nonce",
     metavar="HEX|random",
-    callback=_parse_nonce,
+    callback=parse_nonce,
     help="Have the TSM produce new evidence over this value first.",
 )
 @click.option(
     "--family",
-    type=click.Choice(_FAMILIES),
-    default=_FAMILIES[0],
+    type=click.Choice(FAMILIES),
+    default=FAMILIES[0],
     metavar="FAMILY",
     help="Ask by this family: pci-tsm, or device-evidence, which tells the generation, too. "
     "Default: pci-tsm.",
@@ -153,7 +127,7 @@ def evidence() -> None:
 )
 @click.option("--json", "form", flag_value="json", help="Print JSON, with contents in hex.")
 @click.option("--hexdump", "form", flag_value="hexdump", help="Print the contents, as hexdump -C.")
-@click.argument("bdf", metavar="BDF", shell_complete=_complete_function)
+@click.argument("bdf", metavar="BDF", shell_complete=complete_function)
 def evidence_read(
     sysfs: Path | None,
     types: tuple[str, ...] | None,
@@ -177,8 +151,8 @@ def evidence_read(
     """
     from netlink.client import EVIDENCE_CLIENTS
 
-    connection = _connect(find_instance(sysfs))
-    with _asking(bdf), EVIDENCE_CLIENTS[family](connection) as client, _Progress() as progress:
+    connection = connect_to(find_instance(sysfs))
+    with asking(bdf), EVIDENCE_CLIENTS[family](connection) as client, _Progress() as progress:
         objects = client.read(bdf, types, digest=digest, nonce=nonce, progress=progress.show)
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -274,7 +248,7 @@ class _Progress:
     required=True,
     help="The generation that was judged, which 'read --family device-evidence' tells.",
 )
-@click.argument("bdf", metavar="BDF", shell_complete=_complete_function)
+@click.argument("bdf", metavar="BDF", shell_complete=complete_function)
 def evidence_validate(sysfs: Path | None, generation: int, bdf: str) -> None:
     """Declare evidence of the PCI function BDF good.
 
@@ -286,8 +260,8 @@ def evidence_validate(sysfs: Path | None, generation: int, bdf: str) -> None:
     """
     from netlink.client import DeviceEvidenceClient
 
-    connection = _connect(find_instance(sysfs))
-    with _asking(bdf), DeviceEvidenceClient(connection) as client:
+    connection = connect_to(find_instance(sysfs))
+    with asking(bdf), DeviceEvidenceClient(connection) as client:
         client.validate(bdf, generation)
 
 
@@ -319,7 +293,7 @@ def netlink_families(sysfs: Path | None) -> None:
     """
     from netlink.client import GenlClient
 
-    with _asking(), GenlClient(_connect(find_instance(sysfs))) as client:
+    with asking(), GenlClient(connect_to(find_instance(sysfs))) as client:
         rows = list(_family_rows(client))
     click.echo(f"{'ID':<6}{'NAME':<18}{'VERSION':<9}OPERATIONS")
     for number, name, version, operations in rows:
@@ -360,7 +334,7 @@ def netlink_monitor(sysfs: Path | None) -> None:
     from netlink.monitor import Decoder, Records
 
     instance = find_instance(sysfs)
-    with _asking(), GenlClient(_connect(instance)) as client:
+    with asking(), GenlClient(connect_to(instance)) as client:
         decoder = Decoder({family.name: family.id for family in client.families()})
     records = Records()
     lost = 0
