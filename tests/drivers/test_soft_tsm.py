@@ -21,8 +21,8 @@ from tests.machines import (
     threads,
 )
 from tsmfs.coco.tsm import TsmDevice
+from tsmfs.drivers.link_files import KVM
 from tsmfs.drivers.secure_world import cma_name_of, function_id_of, state_request
-from tsmfs.drivers.soft_link_tsm import KVM
 from tsmfs.drivers.soft_tsm import world_of
 from tsmfs.kernel.fault import Point
 from tsmfs.kernel.resource import IORESOURCE_MEM

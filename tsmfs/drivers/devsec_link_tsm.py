@@ -7,10 +7,10 @@ import contextlib
 import errno
 
 from tsmfs.base.faux import FauxDevice
-from tsmfs.base.kobject import Attribute, AttributeGroup
 from tsmfs.coco.tsm import TsmDevice
 from tsmfs.drivers.devsec_common import DevsecCommon, DevsecSysdata, blob_group, common_of
 from tsmfs.drivers.host import Host, HostModule
+from tsmfs.drivers.link_files import link_group, tsm_device
 from tsmfs.kernel.errors import fail
 from tsmfs.kernel.module import LoadedModule, Param, ParamType
 from tsmfs.pci import regs
@@ -39,9 +39,6 @@ from tsmfs.pci.tsm import (
 
 NR_TSM_STREAMS = 4
 """Stream IDs that the platform has, over all bridges."""
-
-KVM = object()
-"""The one VM that functions are bound to here."""
 
 
 class DevsecLinkOps(PciTsmLinkOps):
@@ -76,7 +73,7 @@ class DevsecLinkOps(PciTsmLinkOps):
             self._common.get()
             undo.callback(self._common.put)
             if pdev.pcie_type is PciExpType.ENDPOINT and pdev.ide_cap:
-                ide = self._connect_stream(pdev, _tsm_device(tsm), undo)
+                ide = self._connect_stream(pdev, tsm_device(tsm), undo)
                 self._streams[pdev] = ide
             self._common.present(tsm.evidence)
             undo.pop_all()
@@ -106,7 +103,7 @@ class DevsecLinkOps(PciTsmLinkOps):
         ide = self._streams.pop(pdev, None)
         if ide is not None:
             assert pdev.tsm is not None
-            _tsm_device(pdev.tsm).ide_stream_unregister(pdev.host_bridge)
+            tsm_device(pdev.tsm).ide_stream_unregister(pdev.host_bridge)
             pci_ide_stream_release(ide)
             self._stream_ids.free(ide.stream_id)
         self._common.put()
@@ -120,54 +117,15 @@ class DevsecLinkOps(PciTsmLinkOps):
         return b""
 
 
-def _tsm_device(tsm: PciTsm) -> TsmDevice:
-    """The class device of a context's TSM.
-
-    Taken from the context: the first connect may come with the TSM's ``change`` uevent, before
-    its registration has returned.
-    """
-    assert isinstance(tsm.tsm_dev, TsmDevice)
-    return tsm.tsm_dev
-
-
 def _init(host: Host, module: LoadedModule) -> None:
     common = common_of(host)
     ops = DevsecLinkOps(common, all_bridges=module.params["all_bridges"] is True)
-
-    def held(fdev: FauxDevice, data: bytes) -> PciDev:
-        """The function named, if this TSM holds it: ENODEV, ENXIO."""
-        pdev = host.pci.find_device(data.removesuffix(b"\n").decode("latin-1"))
-        if pdev is None:
-            fail(errno.ENODEV)
-        tsm = pdev.tsm
-        if tsm is None or _tsm_device(tsm).parent_device is not fdev:
-            fail(errno.ENXIO)
-        return pdev
-
-    def bind_store(fdev: FauxDevice, data: bytes) -> None:
-        with host.pci.tsm_rwsem.read_interruptible():
-            pdev = held(fdev, data)
-            host.pci.tsm.bind(pdev, KVM, pdev.devid)
-
-    def unbind_store(fdev: FauxDevice, data: bytes) -> None:
-        with host.pci.tsm_rwsem.read_interruptible():
-            host.pci.tsm.unbind(held(fdev, data))
-
-    def request_store(fdev: FauxDevice, data: bytes) -> None:
-        with host.pci.tsm_rwsem.read_interruptible():
-            host.pci.tsm.guest_req(held(fdev, data), PciTsmReqScope.INFO, data)
 
     def probe(fdev: FauxDevice) -> None:
         tsm_dev = host.tsm.register(fdev, ops)
         fdev.devres.callback(lambda: host.tsm.unregister(tsm_dev))
 
-    group = AttributeGroup(
-        [
-            Attribute("tsm_bind", 0o200, store=bind_store),
-            Attribute("tsm_unbind", 0o200, store=unbind_store),
-            Attribute("tsm_request", 0o200, store=request_store),
-        ]
-    )
+    group = link_group(host, lambda pdev, data: data)
     fdev = host.faux.create("devsec_link_tsm", probe, [group, blob_group(common)])
     module.on_exit(lambda: host.faux.destroy(fdev))
 

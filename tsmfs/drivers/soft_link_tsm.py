@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tsmfs.base.faux import FauxDevice
-from tsmfs.base.kobject import Attribute, AttributeGroup
 from tsmfs.coco.tsm import TsmDevice
 from tsmfs.drivers.host import Host, HostModule
+from tsmfs.drivers.link_files import link_group, tsm_device
 from tsmfs.drivers.soft_tsm import PREFERENCES, Preferences, preferences_of, reporting, world_of
 from tsmfs.kernel.errors import fail
 from tsmfs.kernel.module import LoadedModule
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
 
 NR_TSM_STREAMS = 255
 """Stream IDs that the platform has, over all bridges; 255 itself is reserved."""
-
-KVM = object()
-"""The one VM that functions are bound to here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +94,7 @@ class SoftLinkOps(PciTsmLinkOps):
             dsm = self._world.open(pdev, self._preferences)
             undo.callback(self._world.close, dsm)
             evidence = dsm.evidence()
-            stream = self._connect_stream(pdev, dsm, _tsm_device(tsm), undo)
+            stream = self._connect_stream(pdev, dsm, tsm_device(tsm), undo)
             tsm.evidence.slot = dsm.slot
             tsm.evidence.update(dict(evidence))
             self._connections[pdev] = _Connection(dsm, stream, undo.pop_all())
@@ -205,53 +202,19 @@ def _key_holder(pdev: PciDev) -> IdePort | None:
     return root_port.hw.ide
 
 
-def _tsm_device(tsm: PciTsm) -> TsmDevice:
-    """The class device of a context's TSM; its registration may not have returned yet."""
-    assert isinstance(tsm.tsm_dev, TsmDevice)
-    return tsm.tsm_dev
-
-
 def _init(host: Host, module: LoadedModule) -> None:
     ops = SoftLinkOps(world_of(host), preferences_of(module))
 
-    def held(fdev: FauxDevice, data: bytes) -> PciDev:
-        """The function named, if this TSM holds it: ENODEV, ENXIO."""
-        pdev = host.pci.find_device(data.removesuffix(b"\n").decode("latin-1"))
-        if pdev is None:
-            fail(errno.ENODEV)
-        tsm = pdev.tsm
-        if tsm is None or _tsm_device(tsm).parent_device is not fdev:
-            fail(errno.ENXIO)
-        return pdev
-
-    def bind_store(fdev: FauxDevice, data: bytes) -> None:
-        with host.pci.tsm_rwsem.read_interruptible():
-            pdev = held(fdev, data)
-            host.pci.tsm.bind(pdev, KVM, pdev.devid)
-
-    def unbind_store(fdev: FauxDevice, data: bytes) -> None:
-        with host.pci.tsm_rwsem.read_interruptible():
-            host.pci.tsm.unbind(held(fdev, data))
-
-    def request_store(fdev: FauxDevice, data: bytes) -> None:
+    def ask_state(pdev: PciDev, _: bytes) -> bytes:
         from tsmfs.drivers.secure_world import state_request
 
-        with host.pci.tsm_rwsem.read_interruptible():
-            pdev = held(fdev, data)
-            host.pci.tsm.guest_req(pdev, PciTsmReqScope.INFO, state_request(pdev))
+        return state_request(pdev)
 
     def probe(fdev: FauxDevice) -> None:
         tsm_dev = host.tsm.register(fdev, ops)
         fdev.devres.callback(lambda: host.tsm.unregister(tsm_dev))
 
-    group = AttributeGroup(
-        [
-            Attribute("tsm_bind", 0o200, store=bind_store),
-            Attribute("tsm_unbind", 0o200, store=unbind_store),
-            Attribute("tsm_request", 0o200, store=request_store),
-        ]
-    )
-    fdev = host.faux.create("soft_link_tsm", probe, [group])
+    fdev = host.faux.create("soft_link_tsm", probe, [link_group(host, ask_state)])
     module.on_exit(lambda: host.faux.destroy(fdev))
 
 
