@@ -94,12 +94,25 @@ TABLE: Mapping[str, Layer] = {
         "tsmfs.instance", "tsmfs.command", "netlink", third_party=("click",)
     ),
     "tsmfs.spdm_options": layer("tsmfs.spdm", third_party=("click",)),
-    "tsmfs.spdm_cli": layer(
+    "tsmfs.spdm_respond_cli": layer(
+        "tsmfs.spdm",
+        "tsmfs.mailbox",
+        "tsmfs.spdm_options",
+        "tsmfs.command",
+        third_party=("click",),
+    ),
+    "tsmfs.spdm_request_cli": layer(
         "tsmfs.spdm",
         "tsmfs.mailbox",
         "tsmfs.verify",
         "tsmfs.spdm_options",
-        "tsmfs.instance",
+        "tsmfs.command",
+        third_party=("click", "cryptography"),
+    ),
+    "tsmfs.spdm_cli": layer(
+        "tsmfs.spdm",
+        "tsmfs.spdm_respond_cli",
+        "tsmfs.spdm_request_cli",
         "tsmfs.command",
         third_party=("click", "cryptography"),
     ),

@@ -27,7 +27,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.bench.bench_fs import machine as mounted
 from tests.machines import ROOT, Shell, pci
 from tsmfs.description import (
-    KIB,
     Bar,
     BarKind,
     Cma,
@@ -40,6 +39,7 @@ from tsmfs.description import (
     to_toml,
 )
 from tsmfs.description import Machine as Description
+from tsmfs.description.units import KIB
 from tsmfs.machine import Machine
 from tsmfs.spdm.algorithms import BaseAsym, BaseHash
 from tsmfs.spdm.certificates import CmaName
