@@ -172,9 +172,12 @@ def test_the_next_mount_cleans_up_after_a_dead_daemon(place: Path, binding: str)
 
 def test_umount_cleans_up_after_a_dead_daemon(place: Path) -> None:
     assert command("mount", place) == (0, "")
+    socket = Path((place / "kernel/tsmfs/netlink_socket").read_text().strip())
     os.kill(daemon_of(place), signal.SIGKILL)
     assert wait_for(lambda: mount._is_dead(place))
+    assert socket.exists()
     assert command("umount", place) == (0, "")
+    assert not socket.exists()
 
 
 def test_umount_of_what_is_in_use_is_refused(place: Path) -> None:

@@ -321,7 +321,14 @@ def test_port_in_use_is_one_line(run: Run) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         result = run("spdm", "respond", "--listen", address)
     assert (result.status, result.out, result.err.count("\n")) == (1, "", 1)
-    assert result.err.startswith(f"tsmfs: {address}: Address already in use")
+    assert result.err == f"tsmfs: {address}: Address already in use\n"
+
+
+def test_host_without_an_address_is_one_line(run: Run) -> None:
+    result = run("spdm", "respond", "--listen", "no host:2323")
+    assert (result.status, result.out, result.err.count("\n")) == (1, "", 1)
+    assert result.err.startswith("tsmfs: no host:2323: ")
+    assert "(" not in result.err
 
 
 @pytest.mark.parametrize(
@@ -472,7 +479,7 @@ def test_device_answers_on_a_socket_and_its_tsm_loses_the_session(
 @pytest.mark.parametrize(
     ("device", "message"),
     [
-        ("0000:99:00.0", "No such file or directory"),
+        ("0000:99:00.0", "tsmfs: 0000:99:00.0: No such device"),
         ("0000:06:00.0", "0000:06:00.0: no DOE mailbox for SPDM"),
     ],
 )

@@ -409,6 +409,11 @@ def test_a_responder_without_randomness_fails_freshness() -> None:
             lambda two: replace(two, record=b"\1\1\x07\0\0\4\0abcd", blocks=1),
             "measurement 1: a digest of SHA_256 expected, 4 bytes found",
         ),
+        (
+            lambda two: replace(two, record=b"\0" + two.record[1:]),
+            "an index from 1 to 254 expected, 0 found",
+        ),
+        (lambda two: replace(two, record=b"", blocks=0), "measurements expected, none found"),
     ],
 )
 def test_a_record_that_is_none_fails_alone(
@@ -422,6 +427,44 @@ def test_another_measurement_than_the_one_asked_for_fails_the_record() -> None:
     evidence = signed_anew(sound(), lambda one, two: (replace(one, operation=2), two))
     reason = only_failure(checked(evidence), CheckName.RECORD)
     assert reason == "measurement 2 expected, [1, 2, 3] found"
+
+
+def test_measurements_in_the_answer_to_their_number_fail_the_record() -> None:
+    evidence = signed_anew(sound(), lambda one, two: (replace(one, operation=0), two))
+    reason = only_failure(checked(evidence), CheckName.RECORD)
+    assert reason == "a number alone expected, measurements [1, 2, 3] found"
+
+
+def test_a_number_of_measurements_without_any_fails_the_record() -> None:
+    evidence = signed_anew(
+        sound(),
+        lambda one, two: (replace(one, operation=0), replace(two, record=b"", blocks=0, total=3)),
+    )
+    reason = only_failure(checked(evidence), CheckName.RECORD)
+    assert reason == "measurements expected, none found"
+
+
+def test_a_measurement_that_changes_within_a_transcript_fails_the_record() -> None:
+    values = [b"firmware", b"others", b"others"]
+    responder = Responder(
+        make_identity(SEED, SUBJECT, *P256),
+        lambda: (Measurement(2, MeasurementKind.MUTABLE_FIRMWARE, values.pop(0)),),
+    )
+    requester = Requester(Wire(responder), offer=Offer(base_hash=(P256[1],), base_asym=(P256[0],)))
+    requester.connect()
+    chain = requester.certificate()
+    requester.measurements()
+    measured = requester.measurements(sign=True, nonce=NONCE).transcript
+    objects = {"cert0": chain, "vca": requester.vca, "measurements": measured}
+    found = failures(checked(Evidence.of(objects)))
+    assert list(found) == [CheckName.FRESHNESS, CheckName.RECORD]
+    assert found[CheckName.RECORD].startswith("measurement 2: ")
+
+
+def test_opaque_data_that_is_too_long_fails_the_measurements() -> None:
+    evidence = signed_anew(sound(), lambda one, two: (one, replace(two, opaque=bytes(1025))))
+    reason = only_failure(checked(evidence), CheckName.MEASUREMENTS)
+    assert reason == "1024 bytes of opaque data expected, 1025 found"
 
 
 def test_measurements_from_another_slot_fail() -> None:
@@ -507,6 +550,11 @@ def _range(address: int, size: int) -> MmioRange:
             "0xfe020000-0xfe020fff found",
         ),
         (_ranges(_range(0x1000, 0x1000)), CheckName.RESOURCE, "0x1000-0x1fff found"),
+        (
+            _ranges(_range(0xFE010000, 0x1000)),
+            CheckName.RESOURCE,
+            "range ID 2 expected of 0xfe010000-0xfe010fff, 0 found",
+        ),
     ],
 )
 def test_a_wrong_report_fails_the_check_it_concerns(

@@ -24,9 +24,10 @@ from tsmfs.pci.doe import DoeMailbox
 from tsmfs.pci.hardware import HwFunction
 from tsmfs.pci.ide_km import IdePort
 from tsmfs.pci.tdisp import MemoryBar, Tdi, memory_bars, vf_memory_bars, watch_vfs
+from tsmfs.spdm.interface import Interface
 from tsmfs.spdm.measurements import MANIFEST_INDEX, Measurement
 from tsmfs.spdm.measurements import MeasurementKind as DmtfKind
-from tsmfs.spdm.tdisp import Interface, function_id
+from tsmfs.spdm.tdisp import function_id
 
 if TYPE_CHECKING:
     from tsmfs.spdm.algorithms import BaseAsym, BaseHash

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""What the commands share: their group, options and values, and reading a file that grows."""
+"""What the commands share: their group, options and values, files, and what errors look like."""
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -76,6 +78,23 @@ def on_instance(command: Command) -> Command:
         help="The mount point of the machine. Default: the one that TSMFS_SYSFS names, else the "
         "only one that is mounted.",
     )(command)
+
+
+def function_directory(sysfs: Path | None, name: str) -> Path:
+    """The directory of the PCI function called ``name``. Raises InstanceError."""
+    directory = find_instance(sysfs).sysfs / "bus/pci/devices" / name
+    if not directory.is_dir():
+        raise InstanceError(f"{name}: {os.strerror(errno.ENODEV)}")
+    return directory
+
+
+@contextmanager
+def about(place: str) -> Iterator[None]:
+    """Makes an OSError one line that begins with where it happened."""
+    try:
+        yield
+    except OSError as error:
+        raise click.ClickException(f"{place}: {error.strerror or error}") from error
 
 
 def follow_stream(stream: ControlStream) -> Iterator[bytes]:

@@ -30,7 +30,7 @@ from tsmfs.daemon import (
     write_ready,
 )
 from tsmfs.instance import CONTROL_DIRECTORY, mounted
-from tsmfs.runtime import make_runtime_directory
+from tsmfs.runtime import make_runtime_directory, runtime_directory
 from tsmfs.umount import MountError, detach, umount
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def unmount_machine(directory: Path) -> None:
     if place not in mounted():
         raise MountError(f"{directory}: no machine is mounted there")
     if _is_dead(place):
-        detach(place)
+        _clean_up(place)
         return
     daemon = _open_daemon(place)
     try:
@@ -103,7 +103,7 @@ def _reserve(directory: Path) -> Iterator[None]:
     while directory in mounted():
         if not _is_dead(directory):
             raise MountError(f"{directory}: a machine is mounted there already")
-        detach(directory)
+        _clean_up(directory)
         print(f"tsmfs: {directory}: unmounted a machine whose daemon had died", file=sys.stderr)
     try:
         place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -145,7 +145,7 @@ def _start_daemon(request: MountRequest, directory: Path, binding: fs.Binding) -
         raise
     _, status = os.waitpid(daemon, 0)
     if directory in mounted() and _is_dead(directory):
-        detach(directory)
+        _clean_up(directory)
     raise MountError(answer.decode(errors="replace") or f"the daemon died: {describe_end(status)}")
 
 
@@ -170,7 +170,7 @@ class _Stages(Stages):
         self._ready = ready
 
     def booted(self, machine: Machine) -> None:
-        name = f"{hashlib.sha256(os.fsencode(self._directory)).hexdigest()[:16]}.sock"
+        name = _socket_name(self._directory)
 
         def start() -> None:
             machine.netlink.start(make_runtime_directory() / name, os.geteuid())
@@ -199,6 +199,17 @@ class _StagesWithUevents(_Stages):
             machine.uevents.listeners.append(UeventSocket(machine.log.warn).send)
         except OSError as error:
             raise MountError(f"uevents cannot be sent: {error.strerror}") from error
+
+
+def _socket_name(directory: Path) -> str:
+    return f"{hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]}.sock"
+
+
+def _clean_up(directory: Path) -> None:
+    """Take away what a daemon that died has left: its socket and its mount; MountError."""
+    with contextlib.suppress(OSError):
+        (runtime_directory() / _socket_name(directory)).unlink()
+    detach(directory)
 
 
 def _is_dead(directory: Path) -> bool:

@@ -38,9 +38,11 @@ from tsmfs.spdm.certificates import (
     check_validity,
     cma_name,
     public_key,
+    subject_of,
 )
-from tsmfs.spdm.measurements import MeasurementBlock, parse_record
+from tsmfs.spdm.measurements import FIRST_INDEX, LAST_INDEX, MeasurementBlock, parse_record
 from tsmfs.spdm.messages import (
+    MAX_OPAQUE_SIZE,
     MEASUREMENT_ALL,
     MEASUREMENT_COUNT,
     SLOT_COUNT,
@@ -117,7 +119,7 @@ class CheckName(StrEnum):
     RANGES = "ranges"
     """Its ranges have pages and do not overlap."""
     RESOURCE = "resource"
-    """Its ranges lie in the BARs of the device."""
+    """Its ranges lie in the BARs of the device, each in the one that it names."""
 
 
 @dataclass(frozen=True)
@@ -398,11 +400,11 @@ def parse_measurements(data: bytes, negotiated: Negotiated) -> tuple[Measured, .
     pairs: list[Measured] = []
     start = at = 0
     while at < len(data):
-        request, size = GetMeasurements.take(data[at:])
+        request, size = GetMeasurements.take(data, start=at)
         at += size
         signed = request.attributes & MeasurementAttributes.SIGNATURE
         sizes = negotiated.measurement_sizes if signed else NO_SIZES
-        response, size = Measurements.take(data[at:], sizes)
+        response, size = Measurements.take(data, sizes, at)
         at += size
         for message in (request, response):
             if message.version != negotiated.version:
@@ -412,6 +414,10 @@ def parse_measurements(data: bytes, negotiated: Negotiated) -> tuple[Measured, .
         if request.context != response.context:
             raise _FailedError(
                 f"context {request.context.hex()} expected, {response.context.hex()} found"
+            )
+        if len(response.opaque) > MAX_OPAQUE_SIZE:
+            raise _FailedError(
+                f"{MAX_OPAQUE_SIZE} bytes of opaque data expected, {len(response.opaque)} found"
             )
         pairs.append(Measured(request, response, start, at))
         if signed:
@@ -435,11 +441,11 @@ def _slot_of(measurements: bytes) -> int | None:
     at = 0
     while at < len(measurements):
         try:
-            request, size = GetMeasurements.take(measurements[at:])
+            request, size = GetMeasurements.take(measurements, start=at)
             if request.attributes & MeasurementAttributes.SIGNATURE:
                 return request.slot & SLOT_MASK
             at += size
-            at += Measurements.take(measurements[at:])[1]
+            at += Measurements.take(measurements, start=at)[1]
         except SpdmDecodeError:
             return None
     return None
@@ -541,12 +547,12 @@ class _Verification:
 
     def _root(self) -> str:
         chain, chain_hash = _need(self.chain, "chain"), _need(self.chain_hash, "chain")
-        return check_root(chain, chain_hash, self.roots).subject.rfc4514_string()
+        return subject_of(check_root(chain, chain_hash, self.roots))
 
     def _path(self) -> str:
         chain = _need(self.chain, "chain")
         check_path(chain.certificates)
-        return " > ".join(one.subject.rfc4514_string() for one in chain.certificates)
+        return " > ".join(map(subject_of, chain.certificates))
 
     def _validity(self) -> str:
         chain = _need(self.chain, "chain")
@@ -578,7 +584,8 @@ class _Verification:
             if pair.signed and slots != {self.evidence.slot}:
                 raise _FailedError(f"slot {self.evidence.slot} expected, {sorted(slots)} found")
         self.pairs = pairs
-        return f"{len(pairs)} responses, {len(self.evidence.measurements)} bytes"
+        responses = "1 response" if len(pairs) == 1 else f"{len(pairs)} responses"
+        return f"{responses}, {len(self.evidence.measurements)} bytes"
 
     def _signature(self) -> str:
         negotiated = _need(self.negotiated, "vca")
@@ -600,10 +607,10 @@ class _Verification:
                 public_key(chain.leaf), pair.response.signature, message, algorithms.base_hash
             ):
                 raise _FailedError(
-                    f"a signature of {chain.leaf.subject.rfc4514_string()} over VCA and bytes "
+                    f"a signature of {subject_of(chain.leaf)} over VCA and bytes "
                     f"{pair.start} to {covered} expected, another found"
                 )
-        return f"{len(signed)} by {chain.leaf.subject.rfc4514_string()}"
+        return f"{len(signed)} by {subject_of(chain.leaf)}"
 
     def _nonce(self) -> str:
         if self.nonce is None:
@@ -638,9 +645,10 @@ class _Verification:
             seen.add(nonce)
             if pair.response.slot & _CONTENT_MASK == ContentChanged.CHANGED:
                 raise _FailedError("unchanged measurements expected, they changed meanwhile")
+        compared = "nothing comes again" if self.earlier else "compared with nothing earlier"
         if negotiated.flags & ResponderFlags.MEAS_FRESH:
-            return "measured anew"
-        return "measured when the device was reset"
+            return f"measured when it was asked, {compared}"
+        return f"measured when the device was reset, {compared}"
 
     def _record(self) -> str:
         pairs, negotiated = _need(self.pairs, "measurements"), _need(self.negotiated, "vca")
@@ -657,9 +665,21 @@ class _Verification:
             operation = pair.request.operation
             if len(set(indices)) != len(indices):
                 raise _FailedError(f"an index comes twice: {indices}")
+            if operation == MEASUREMENT_COUNT and blocks:
+                raise _FailedError(f"a number alone expected, measurements {indices} found")
             if operation not in (MEASUREMENT_ALL, MEASUREMENT_COUNT) and indices != [operation]:
                 raise _FailedError(f"measurement {operation} expected, {indices} found")
             for block in blocks:
+                if not FIRST_INDEX <= block.index <= LAST_INDEX:
+                    raise _FailedError(
+                        f"an index from {FIRST_INDEX} to {LAST_INDEX} expected, {block.index} found"
+                    )
+                before = found.get(block.index)
+                if before is not None and before.raw == block.raw and before != block:
+                    raise _FailedError(
+                        f"measurement {block.index}: {before.value.hex()} expected as before, "
+                        f"{block.value.hex()} found"
+                    )
                 size = len(block.value)
                 if not block.raw and (base is None or size != base.size):
                     raise _FailedError(
@@ -667,6 +687,8 @@ class _Verification:
                         f"{base.name if base else 'no algorithm'} expected, {size} bytes found"
                     )
                 found[block.index] = block
+        if not found:
+            raise _FailedError("measurements expected, none found")
         self.blocks = found
         return f"{len(found)} measurements: {', '.join(map(str, sorted(found)))}"
 
@@ -738,7 +760,11 @@ class _Verification:
             if not inside:
                 places = ", ".join(f"{first:#x}-{last:#x}" for _, first, last in bars) or "no BAR"
                 raise _FailedError(f"a range in {places} expected, {start:#x}-{end:#x} found")
-            found.append(f"BAR {inside[0]}")
+            if one.range_id not in inside:
+                raise _FailedError(
+                    f"range ID {inside[0]} expected of {start:#x}-{end:#x}, {one.range_id} found"
+                )
+            found.append(f"BAR {one.range_id}")
         return ", ".join(found) or "none"
 
     def _need_report(self) -> Report:

@@ -143,6 +143,8 @@ def verify(
         raise click.UsageError("--root is needed where no machine is asked")
     if digests is not None and saved is None:
         raise click.UsageError("--digests is of use with --from only")
+    if nonce and len(nonce) != NONCE_SIZE:
+        raise click.UsageError(f"a nonce of SPDM has {NONCE_SIZE} bytes, not {len(nonce)}")
     instance = find_instance(sysfs) if bdf is not None else None
     trusted = _trusted(roots, instance)
     if saved is not None:

@@ -33,10 +33,10 @@ from tsmfs.pci.regs import field_get
 from tsmfs.pci.tsm import PciTsmReqScope
 from tsmfs.spdm import tamper
 from tsmfs.spdm.identity import Slot, root_certificate
+from tsmfs.spdm.interface import Interface
 from tsmfs.spdm.responder import SigningJob, sign
 from tsmfs.spdm.tdisp import (
     GetDeviceInterfaceState,
-    Interface,
     MmioRange,
     Report,
     StartInterfaceRequest,
@@ -484,6 +484,39 @@ def test_the_two_sides_share_the_session_of_a_device(vf: Shell) -> None:
     assert interface(vf, VF).state is TdiState.RUN
     unlock(vf, VF)
     assert cma(vf).responder.sessions == {}
+
+
+def test_a_lock_is_bound_to_the_stream_that_the_host_keyed(vf: Shell) -> None:
+    lock(vf, VF)
+    connect(vf, NVME)
+    connect(vf)
+    unlock(vf, VF)
+    lock(vf, VF)
+    parameters = interface(vf, VF).parameters
+    assert parameters is not None
+    # The first stream of the platform is that of the NVMe.
+    assert parameters.stream_id == 1
+    disconnect(vf)
+    assert interface(vf, VF).state is TdiState.ERROR
+    unlock(vf, VF)
+    lock(vf, VF)
+    accept(vf, VF)
+
+
+def test_a_refresh_after_a_session_of_another_slot_is_all_of_that_slot() -> None:
+    sh = boot("server", ["pci_pf_stub", "soft_link_tsm slot=0", "soft_devsec_tsm slot=1"])
+    sh.echo("pci-pf-stub", f"{pci(NIC)}/driver_override")
+    sh.echo(NIC, "/bus/pci/drivers/pci-pf-stub/bind")
+    sh.echo("2", f"{pci(NIC)}/sriov_numvfs")
+    lock(sh, VF)
+    sh.echo("1", f"{pci(NIC)}/reset")
+    connect(sh)
+    assert "CERT0" in names(sh)
+    refresh(sh, bytes(32), VF)
+    assert names(sh, VF) == {"CERT0", "VCA", "MEASUREMENTS", "REPORT"}
+    context = sh.dev(VF).tsm
+    assert context is not None
+    assert context.evidence.slot == 0
 
 
 def test_a_function_that_the_host_holds_is_not_locked(vf: Shell) -> None:

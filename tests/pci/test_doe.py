@@ -299,6 +299,7 @@ class Scripted:
 
     def __init__(self, dwords: list[int]) -> None:
         self.dwords = dwords
+        self.taken = 0
 
     def read(self, pos: int, size: int) -> int:
         if pos == STATUS:
@@ -306,8 +307,10 @@ class Scripted:
         return self.dwords[0] if pos == READ and self.dwords else 0
 
     def write(self, pos: int, size: int, value: int) -> None:
-        if pos == READ and self.dwords:
-            self.dwords.pop(0)
+        if pos == READ:
+            self.taken += 1
+            if self.dwords:
+                self.dwords.pop(0)
 
 
 @pytest.mark.parametrize(
@@ -324,6 +327,19 @@ def test_a_malformed_response_is_eio(dwords: list[int]) -> None:
     with pytest.raises(OSError, match=r"DOE \[100\]") as caught:
         DoeTransport(Scripted(dwords), POS, timeout=0.05).features()
     assert caught.value.errno == errno.EIO
+
+
+def test_a_response_that_somebody_else_took_away_is_not_waited_for() -> None:
+    # The length of the largest object there is, and nothing behind it.
+    config = Scripted([0x0000_0001, 0, 1])
+    with pytest.raises(OSError, match="ended early"):
+        DoeTransport(config, POS).features()
+    assert config.taken < 1000
+
+
+def test_the_largest_object_crosses() -> None:
+    payload = os.urandom(4 * ((1 << 18) - 2))
+    assert DoeTransport(mailbox(), POS).exchange(*CMA, payload) == payload
 
 
 def test_a_mailbox_that_cannot_abort_is_dead_for_good() -> None:

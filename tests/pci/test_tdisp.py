@@ -27,8 +27,8 @@ from tsmfs.pci.config import Bar, ConfigSpace, Header0, set_bar_address
 from tsmfs.pci.ide_km import IdePort
 from tsmfs.pci.tdisp import Tdi, TdiTable, memory_bars
 from tsmfs.spdm.ide_km import stream_slots
+from tsmfs.spdm.interface import Interface
 from tsmfs.spdm.tdisp import (
-    Interface,
     InterfaceInfo,
     LockFlags,
     LockParameters,

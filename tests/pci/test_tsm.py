@@ -1443,6 +1443,7 @@ def test_who_waits_for_a_hanging_bind_can_be_killed(rig: Rig) -> None:
         lambda sh: rig.bind(GPU_AUDIO),
         lambda sh: sh.cat(f"{pci(GPU)}/tsm/bound"),
         lambda sh: rig.core.guest_req(gpu, PciTsmReqScope.INFO, b""),
+        lambda sh: rig.core.refresh_evidence(gpu, b""),
     ]
     with threads() as pool:
         first = pool.submit(rig.bind, GPU)

@@ -14,10 +14,11 @@ from cryptography.x509.oid import NameOID
 from tsmfs.spdm.algorithms import AeadSuite, BaseAsym, BaseHash, DheGroup, MeasurementHash, Offer
 from tsmfs.spdm.ide_km import IdeKmResponder, MemoryKeySlots
 from tsmfs.spdm.identity import Identity, Slot, make_identity
+from tsmfs.spdm.interface import fixed_interface
 from tsmfs.spdm.messages import ResponderFlags
 from tsmfs.spdm.responder import Responder, Settings
 from tsmfs.spdm.standalone import INTERFACE, MEASUREMENTS, SUBJECT
-from tsmfs.spdm.tdisp import TdispResponder, fixed_interface
+from tsmfs.spdm.tdisp_responder import TdispResponder
 from tsmfs.spdm.vendor import PciProtocol
 
 Edit = Callable[[bytes, bytes], bytes]

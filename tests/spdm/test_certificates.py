@@ -32,9 +32,11 @@ from tsmfs.spdm.certificates import (
     check_validity,
     cma_name,
     is_self_signed,
+    issuer_of,
     spdm_extension,
     spdm_oids,
     split_der,
+    subject_of,
 )
 from tsmfs.spdm.identity import (
     Extensions,
@@ -161,6 +163,28 @@ def test_a_certificate_of_an_unknown_version_is_refused() -> None:
         _ = Chain.parse(packed.replace(version3, version3[:-1] + b"\x05"), SHA256).certificates
 
 
+def test_a_subject_that_cannot_be_read_is_refused_where_it_matters() -> None:
+    # UTF8String becomes a bit string, which no common name is.
+    broken = LEAF.public_bytes(Encoding.DER).replace(b"\x0c\x04leaf", b"\x03\x04\x00eaf")
+    leaf = x509.load_der_x509_certificate(broken)
+    assert subject_of(leaf) == "a certificate with a malformed subject"
+    with pytest.raises(CertificateError, match="malformed subject"):
+        check_path((ROOT, MIDDLE, leaf))
+
+
+def test_an_issuer_that_cannot_be_read_is_refused() -> None:
+    broken = LEAF.public_bytes(Encoding.DER).replace(b"\x0c\x06middle", b"\x03\x06\x00iddle")
+    with pytest.raises(CertificateError, match="issuer"):
+        issuer_of(x509.load_der_x509_certificate(broken))
+
+
+def test_a_name_cannot_control_a_terminal() -> None:
+    assert (
+        subject_of(certificate("root", "a\x1b[2J\u202e", [])) == "CN=a\\1B[2J\\E2\\80\\AE,O=tsmfs"
+    )
+    assert issuer_of(certificate("a\x07", "leaf", [])) == "CN=a\\07,O=tsmfs"
+
+
 @given(st.lists(st.binary(max_size=300), max_size=4))
 def test_der_is_split_where_its_elements_end(contents: list[bytes]) -> None:
     ders = [_sequence(content) for content in contents]
@@ -278,6 +302,16 @@ def test_the_spdm_extension_may_carry_values_behind_its_identifiers() -> None:
     value = _sequence(_sequence(inner))
     leaf = leaf_with(x509.UnrecognizedExtension(spdm_extension().oid, value))
     assert spdm_oids(leaf) == {HARDWARE_IDENTITY.dotted_string}
+
+
+def test_an_identifier_that_is_too_long_is_refused() -> None:
+    content = b"\xff" * 5000 + b"\x01"
+    identifier = b"\x06\x82" + len(content).to_bytes(2, "big") + content
+    inner = b"\x30\x82" + len(identifier).to_bytes(2, "big") + identifier
+    value = b"\x30\x82" + len(inner).to_bytes(2, "big") + inner
+    leaf = leaf_with(x509.UnrecognizedExtension(spdm_extension().oid, value))
+    with pytest.raises(CertificateError, match="an object identifier of 5001 bytes"):
+        spdm_oids(leaf)
 
 
 @given(st.binary(max_size=40))

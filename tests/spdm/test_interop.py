@@ -26,7 +26,8 @@ from tsmfs.spdm.requester import CAPABILITIES, Requester, Session
 from tsmfs.spdm.responder import CAPABILITIES as RESPONDER_CAPABILITIES
 from tsmfs.spdm.responder import Responder, Settings
 from tsmfs.spdm.standalone import INTERFACE, MEASUREMENTS
-from tsmfs.spdm.tdisp import LockParameters, Report, TdispRequester
+from tsmfs.spdm.tdisp import LockParameters, Report
+from tsmfs.spdm.tdisp_requester import TdispRequester
 from tsmfs.spdm.vendor import PciProtocol
 
 TIMEOUT = 10.0

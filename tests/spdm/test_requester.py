@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 
 from tests.spdm.peers import Edit, Link, device, offer, without
 from tsmfs.spdm.algorithms import AeadSuite, BaseAsym, BaseHash, DheGroup, Offer, PublicKey
-from tsmfs.spdm.exchange import BUSY_RETRIES, MAX_WAIT, PeerError, VerificationError
+from tsmfs.spdm.exchange import BUSY_DELAY, BUSY_RETRIES, MAX_WAIT, PeerError, VerificationError
 from tsmfs.spdm.messages import (
     MEASUREMENT_COUNT,
     AlgorithmsResponse,
     Capabilities,
     Certificate,
     ChallengeAuth,
+    ChunkGet,
+    ChunkResponse,
     Code,
     Error,
     ErrorCode,
@@ -38,6 +40,7 @@ from tsmfs.spdm.messages import (
 )
 from tsmfs.spdm.requester import CAPABILITIES, Requester, Session, leaf_key
 from tsmfs.spdm.responder import Settings
+from tsmfs.spdm.secured import selected_version
 from tsmfs.spdm.standalone import MEASUREMENTS
 from tsmfs.spdm.transcript import SigningContext, l1, signing_message
 from tsmfs.spdm.vendor import PciProtocol
@@ -166,6 +169,7 @@ def test_without_a_common_algorithm_there_is_no_connection(link: Link) -> None:
         (AlgorithmsResponse, {"base_hash": 0x40}),
         (AlgorithmsResponse, {"base_hash": 0x03}),
         (AlgorithmsResponse, {"base_asym": 0x03}),
+        (AlgorithmsResponse, {"other_params": 0x12}),
     ],
 )
 def test_impossible_answers_of_negotiation_are_refused(
@@ -308,6 +312,21 @@ def test_challenges_in_every_order_of_other_requests(requester: Requester) -> No
     requester.challenge(2)
 
 
+@pytest.mark.parametrize("ask", [Session.heartbeat, Session.measurements, Session.key_update])
+def test_a_challenge_after_requests_in_a_session(
+    requester: Requester, session: Session, ask: Callable[[Session], object]
+) -> None:
+    requester.digests()
+    ask(session)
+    requester.challenge()
+
+
+def test_a_challenge_after_the_end_of_a_session(requester: Requester, session: Session) -> None:
+    requester.digests()
+    session.end()
+    requester.challenge()
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -375,6 +394,14 @@ def test_other_requests_begin_a_new_transcript(requester: Requester) -> None:
     first = requester.measurements(1)
     requester.digests()
     assert not requester.measurements(sign=True).transcript.startswith(first.transcript)
+
+
+@pytest.mark.parametrize("code", [Code.GET_CSR, Code.HEARTBEAT, Code.KEY_UPDATE])
+def test_any_refused_request_begins_a_new_transcript(session: Session, code: int) -> None:
+    session.measurements(1)
+    with pytest.raises(SpdmError):
+        session.request(bytes((session.version, code, 9, 0)) + bytes(8))
+    session.measurements(sign=True)
 
 
 def test_a_refused_index_begins_a_new_transcript(requester: Requester) -> None:
@@ -500,6 +527,14 @@ def test_a_wrong_hmac_in_the_clear_is_refused() -> None:
     requester.connect()
     link.edit = changed(Code.FINISH_RSP, flipped(-1))
     with pytest.raises(VerificationError, match="HMAC"):
+        requester.key_exchange()
+
+
+def test_a_version_of_records_that_was_not_offered_is_refused(
+    requester: Requester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tsmfs.spdm.sessions._secured_version", lambda _: selected_version(0x20))
+    with pytest.raises(PeerError, match="version 0x20 were not offered"):
         requester.key_exchange()
 
 
@@ -631,6 +666,16 @@ def test_a_device_cannot_make_us_wait_for_ever(link: Link) -> None:
     assert sum(naps.taken) <= MAX_WAIT
 
 
+def test_a_device_cannot_make_us_ask_for_ever(link: Link) -> None:
+    naps = Naps()
+    requester = Requester(link, sleep=naps)
+    requester.connect()
+    link.edit = lambda request, response: not_ready(0)
+    with pytest.raises(SpdmError):
+        requester.digests()
+    assert len(naps.taken) <= MAX_WAIT / BUSY_DELAY
+
+
 @pytest.mark.parametrize("response", [b"", b"\x13", error(ErrorCode.RESPONSE_NOT_READY)])
 def test_no_response_is_reported(link: Link, requester: Requester, response: bytes) -> None:
     link.edit = lambda request, _: response
@@ -700,6 +745,24 @@ def test_chunks_that_do_not_fit_are_refused(
     requester.connect()
     link.edit = changed(Code.CHUNK_RESPONSE, change)
     with pytest.raises(PeerError):
+        requester.digests()
+
+
+def test_a_response_in_chunks_without_number_is_refused(link: Link, requester: Requester) -> None:
+    def edit(request: bytes, response: bytes) -> bytes:
+        if request[1] != Code.CHUNK_GET:
+            return error(ErrorCode.LARGE_RESPONSE, b"\1")
+        asked = ChunkGet.parse(request)
+        return ChunkResponse(
+            version=asked.version,
+            handle=asked.handle,
+            sequence=asked.sequence,
+            large_size=0 if asked.sequence else 1 << 20,
+            chunk=b"x",
+        ).pack()
+
+    link.edit = edit
+    with pytest.raises(PeerError, match="more chunks than can be counted"):
         requester.digests()
 
 

@@ -44,13 +44,20 @@ from tsmfs.spdm.messages import (
 )
 from tsmfs.spdm.requester import Requester
 from tsmfs.spdm.responder import CAPABILITIES, Responder, Settings
-from tsmfs.spdm.secured import parse_selected_version, supported_versions
+from tsmfs.spdm.secured import (
+    OpaqueElement,
+    pack_opaque,
+    parse_opaque,
+    parse_selected_version,
+    supported_versions,
+)
 from tsmfs.spdm.transcript import SessionTranscript, SigningContext, signing_message
 from tsmfs.spdm.wire import Message
 
 CLEAR = RequesterFlags.HANDSHAKE_IN_THE_CLEAR
 PUBLIC = DheGroup.SECP_256_R1.generate()[1]
 EXCHANGE = KeyExchange(exchange=PUBLIC, opaque=supported_versions())
+(KNOWN,) = parse_opaque(supported_versions())
 INVALID = refusal(ErrorCode.INVALID_REQUEST)
 UNEXPECTED = refusal(ErrorCode.UNEXPECTED_REQUEST)
 REQUIRED = refusal(ErrorCode.SESSION_REQUIRED)
@@ -147,6 +154,7 @@ def test_without_versions_of_records_none_is_told() -> None:
         replace(EXCHANGE, exchange=bytes(64)),
         replace(EXCHANGE, opaque=supported_versions((0x20,))),
         replace(EXCHANGE, opaque=b"garbage!"),
+        replace(EXCHANGE, opaque=pack_opaque((KNOWN, OpaqueElement(0, b"", bytes(1024))))),
     ],
 )
 def test_a_key_exchange_that_cannot_be_is_invalid(request_: KeyExchange) -> None:

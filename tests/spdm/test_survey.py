@@ -7,12 +7,14 @@ import pytest
 
 from tests.spdm.peers import Link, device, offer
 from tsmfs.spdm.exchange import VerificationError
+from tsmfs.spdm.interface import Interface, fixed_interface
 from tsmfs.spdm.messages import Code, ErrorCode, ResponderFlags, SpdmError
 from tsmfs.spdm.requester import Requester
 from tsmfs.spdm.responder import Responder, Settings
 from tsmfs.spdm.standalone import INTERFACE
 from tsmfs.spdm.survey import OBJECTS, Survey
-from tsmfs.spdm.tdisp import Interface, TdispError, TdispResponder, TdiState, fixed_interface
+from tsmfs.spdm.tdisp import TdispError, TdiState
+from tsmfs.spdm.tdisp_responder import TdispResponder
 from tsmfs.spdm.vendor import PciProtocol
 
 WALK = [

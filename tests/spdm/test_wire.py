@@ -108,6 +108,12 @@ def test_fields_are_packed_in_their_order_and_little_endian() -> None:
     assert SAMPLE.pack(SIZES) == PACKED
 
 
+def test_a_message_is_taken_from_the_middle_of_others() -> None:
+    assert Sample.take(b"before" + PACKED + b"behind", SIZES, 6) == (SAMPLE, len(PACKED))
+    with pytest.raises(SpdmDecodeError, match="3 bytes are no SPDM message"):
+        Sample.take(PACKED, SIZES, len(PACKED) - 3)
+
+
 def test_what_was_packed_is_parsed() -> None:
     assert Sample.parse(PACKED, SIZES) == SAMPLE
 

@@ -61,11 +61,11 @@ from tsmfs.spdm.tdisp import (
     StartInterfaceRequest,
     TdispCode,
     TdispError,
-    TdispRequester,
     TdiState,
     function_id,
 )
 from tsmfs.spdm.tdisp import parse as parse_tdisp
+from tsmfs.spdm.tdisp_requester import TdispRequester
 from tsmfs.spdm.vendor import PciProtocol
 from tsmfs.spdm.wire import SpdmDecodeError
 
@@ -120,6 +120,11 @@ def kernel_errors(what: str) -> Iterator[None]:
         raise OSError(error.errno, f"{what}: {error}") from None
     except DoeTimeoutError as error:
         raise OSError(errno.ETIMEDOUT, f"{what}: {error.strerror}") from None
+
+
+def _why(error: Exception) -> str:
+    """What the log has of an error."""
+    return str(error.strerror if isinstance(error, OSError) else error)
 
 
 def find_mailbox(pdev: PciDev) -> DoeTransport | None:
@@ -210,6 +215,7 @@ class Dsm:
         self._chain = b""
         self._transcript = b""
         self._preferences = Preferences()
+        self._stream_id = 0
         self.users = 0
 
     @property
@@ -225,7 +231,7 @@ class Dsm:
                     self._session.digests()
                     return
                 except (SpdmError, OSError) as error:
-                    self._pdev.info(f"soft_tsm: the session was lost: {error}")
+                    self._pdev.info(f"soft_tsm: the session was lost: {_why(error)}")
             self._session = None
             self._authenticate(preferences)
 
@@ -283,7 +289,7 @@ class Dsm:
             try:
                 session.end()
             except (SpdmError, OSError) as error:
-                self._pdev.info(f"soft_tsm: the session ended by itself: {error}")
+                self._pdev.info(f"soft_tsm: the session ended by itself: {_why(error)}")
 
     def _live(self) -> Session:
         if self._session is None or self._session.ended:
@@ -316,9 +322,14 @@ class Dsm:
             }
 
     def refresh(self, evidence: PciTsmEvidence, nonce: bytes) -> None:
-        """Have *evidence* hold what `evidence` returns, next to what else it holds."""
+        """Have *evidence* hold what `evidence` returns, and the report that it holds."""
         with self._lock.lock_interruptible():
-            evidence.update({**evidence.objects, **self.evidence(nonce)})
+            objects = dict(self.evidence(nonce))
+            if EvidenceType.REPORT in evidence.objects:
+                objects[EvidenceType.REPORT] = evidence.objects[EvidenceType.REPORT]
+            # Another user may have had to open a new session, with its own preferences.
+            evidence.slot = self.slot
+            evidence.update(objects)
 
     # IDE
 
@@ -348,24 +359,31 @@ class Dsm:
                 root_port.go(slot.partner(0))
             for slot in sending:
                 k_set_go(send, slot)
+            self._stream_id = stream_id
 
     def unkey_stream(self, stream_id: int, root_port: IdePort) -> None:
         """Stop the keys of both ends, and forget them; cannot fail."""
         with self._lock.lock():
+            self._stream_id = 0
             slots = stream_slots(_PORT, stream_id)
             try:
                 send = partial(self._live().vendor, PciProtocol.IDE_KM)
                 for slot in slots:
                     k_set_stop(send, slot)
             except (SpdmError, OSError) as error:
-                self._pdev.info(f"soft_tsm: stream {stream_id} was stopped at one end: {error}")
+                self._pdev.info(
+                    f"soft_tsm: stream {stream_id} was stopped at one end: {_why(error)}"
+                )
             for slot in slots:
                 root_port.stop(slot.partner(0))
 
     # TDISP
 
-    def lock(self, pdev: PciDev, stream_id: int = 0) -> LockedInterface:
-        """Lock the interface of *pdev* and read its report; unlocked again when that fails."""
+    def lock(self, pdev: PciDev) -> LockedInterface:
+        """Lock the interface of *pdev* and read its report; unlocked again when that fails.
+
+        It is bound to the stream that was keyed, if there is one.
+        """
         with self._lock.lock_interruptible(), kernel_errors(pdev.name):
             requester = self._interface(pdev)
             # It stays in ERROR for as long as nobody stops it, whose session may be gone.
@@ -374,7 +392,7 @@ class Dsm:
             supported = requester.capabilities().lock_flags
             # MSI-X stays with the driver, which enables it when it likes.
             flags = LockFlags.NO_FW_UPDATE & supported
-            nonce = requester.lock(LockParameters(flags=flags, stream_id=stream_id))
+            nonce = requester.lock(LockParameters(flags=flags, stream_id=self._stream_id))
             try:
                 return LockedInterface(requester, nonce, requester.report())
             except BaseException:
@@ -431,7 +449,7 @@ class Dsm:
             requester.stop()
         except (SpdmError, TdispError, OSError) as error:
             self._pdev.info(
-                f"soft_tsm: interface {requester.function_id:#x} was not stopped: {error}"
+                f"soft_tsm: interface {requester.function_id:#x} was not stopped: {_why(error)}"
             )
 
     def __repr__(self) -> str:

@@ -18,7 +18,6 @@ from tsmfs.kernel.module import LoadedModule
 from tsmfs.pci import regs
 from tsmfs.pci.evidence import EvidenceType
 from tsmfs.pci.ide import (
-    PciIde,
     pci_ide_stream_alloc,
     pci_ide_stream_enable,
     pci_ide_stream_register,
@@ -50,7 +49,6 @@ NR_TSM_STREAMS = 255
 @dataclass(frozen=True, slots=True)
 class _Connection:
     dsm: Dsm
-    stream: PciIde | None
     undo: contextlib.ExitStack
     """What undoes connect, the last first."""
 
@@ -94,17 +92,17 @@ class SoftLinkOps(PciTsmLinkOps):
             dsm = self._world.open(pdev, self._preferences)
             undo.callback(self._world.close, dsm)
             evidence = dsm.evidence()
-            stream = self._connect_stream(pdev, dsm, tsm_device(tsm), undo)
+            self._connect_stream(pdev, dsm, tsm_device(tsm), undo)
             tsm.evidence.slot = dsm.slot
             tsm.evidence.update(dict(evidence))
-            self._connections[pdev] = _Connection(dsm, stream, undo.pop_all())
+            self._connections[pdev] = _Connection(dsm, undo.pop_all())
 
     def _connect_stream(
         self, pdev: PciDev, dsm: Dsm, tsm_dev: TsmDevice, undo: contextlib.ExitStack
-    ) -> PciIde | None:
+    ) -> None:
         root_port = _key_holder(pdev)
         if root_port is None:
-            return None
+            return
         stream_id = self._stream_ids.alloc(NR_TSM_STREAMS)
         if stream_id is None:
             fail(errno.EBUSY)
@@ -123,7 +121,6 @@ class SoftLinkOps(PciTsmLinkOps):
         dsm.key_stream(stream_id, root_port)
         pci_ide_stream_enable(ide.root_port, ide)
         pci_ide_stream_enable(pdev, ide)
-        return ide
 
     def disconnect(self, pdev: PciDev) -> None:
         """Undo :meth:`connect` in reverse: keys, stream, session."""
@@ -140,9 +137,8 @@ class SoftLinkOps(PciTsmLinkOps):
         tsm = pdev.tsm
         assert tsm is not None
         connection = self._connection(tsm)
-        stream_id = connection.stream.stream_id if connection.stream is not None else 0
         with reporting(pdev, "bind"):
-            interface = connection.dsm.lock(pdev, stream_id)
+            interface = connection.dsm.lock(pdev)
             try:
                 evidence = dict(tsm.evidence.objects) or dict(connection.dsm.evidence())
             except BaseException:

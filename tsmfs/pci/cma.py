@@ -25,7 +25,7 @@ from tsmfs.pci.regs import (
 )
 from tsmfs.pci.tdisp import ReportFilter, Tdi, TdiTable, honest
 from tsmfs.spdm.ide_km import IdeKmResponder
-from tsmfs.spdm.tdisp import TdispResponder
+from tsmfs.spdm.tdisp_responder import TdispResponder
 from tsmfs.spdm.vendor import PciProtocol, VendorResponder
 
 if TYPE_CHECKING:

@@ -63,6 +63,9 @@ PCI_DOE_POLL_INTERVAL = PCI_DOE_TIMEOUT / 128
 _DISCOVERY: Feature = (PCI_VENDOR_ID_PCI_SIG, PCI_DOE_FEATURE_DISCOVERY)
 _NO_VENDOR = 0xFFFF
 
+_PORTION = 256
+"""Dwords of a response that are read without a look at the status."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -380,17 +383,22 @@ class DoeTransport:
         length = length or PCI_DOE_MAX_LENGTH
         if length < 2:
             fail(errno.EIO, f"{self._label}: response of {length} dwords")
-        if length == 2:
-            dwords = []
-        else:
-            dwords = self._take_all(length - 3)
+        dwords: list[int] = []
+        # The length may be garbage, when somebody else took the response away meanwhile.
+        for start in range(2, length - 1, _PORTION):
+            self._check_ready()
+            dwords += self._take_all(min(_PORTION, length - 1 - start))
+        if length > 2:
             # An instance that ran out of data has cleared Ready before the last acknowledgement.
-            if not self._read(PCI_DOE_STATUS) & PCI_DOE_STATUS_DATA_OBJECT_READY:
-                fail(errno.EIO, f"{self._label}: response ended early")
+            self._check_ready()
             dwords.append(self._take())
         if self._read(PCI_DOE_STATUS) & PCI_DOE_STATUS_ERROR:
             fail(errno.EIO, f"{self._label}: error in the response")
         return struct.pack(f"<{len(dwords)}I", *dwords)
+
+    def _check_ready(self) -> None:
+        if not self._read(PCI_DOE_STATUS) & PCI_DOE_STATUS_DATA_OBJECT_READY:
+            fail(errno.EIO, f"{self._label}: response ended early")
 
     def _take(self) -> int:
         dword = self._read(PCI_DOE_READ)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """TEE device interfaces of real functions: reports from their BARs, and what ends a lock.
 
-PCI Express Base Specification 7.0, 11. An `Interface` of `tsmfs.spdm.tdisp` is the state machine;
-here are the registers that it depends on (11.4.9).
+PCI Express Base Specification 7.0, 11. An `Interface` of `tsmfs.spdm.interface` is the state
+machine; here are the registers that it depends on (11.4.9).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from tsmfs.pci.capability import find_capability
 from tsmfs.pci.config import Bar, ConfigSpace, bar_address
 from tsmfs.pci.ide_km import IdePort
 from tsmfs.pci.regs import field_get
+from tsmfs.spdm.interface import Interface
 from tsmfs.spdm.tdisp import (
     PAGE_SHIFT,
-    Interface,
     InterfaceInfo,
     LockFlags,
     LockParameters,

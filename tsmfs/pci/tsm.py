@@ -9,6 +9,7 @@ section 11 (TDISP).
 from __future__ import annotations
 
 import abc
+import contextlib
 import enum
 import errno
 import re
@@ -538,7 +539,10 @@ class PciTsmCore:
                 fail(errno.ENXIO, "no TSM context")
             ops = tsm.tsm_dev.pci_ops
             assert ops is not None
-            self._call(pdev, "refresh_evidence", lambda: ops.refresh_evidence(tsm, nonce))
+            pf0 = self._pf0_context(tsm)
+            # Binding and unbinding change the evidence, too.
+            with pf0.lock.lock_interruptible() if pf0 is not None else contextlib.nullcontext():
+                self._call(pdev, "refresh_evidence", lambda: ops.refresh_evidence(tsm, nonce))
 
     def lock(self, pdev: PciDev, number: int) -> None:
         """Lock *pdev* with the devsec TSM of that number.

@@ -50,6 +50,7 @@ _OBJECT_IDENTIFIER = 0x06
 _UTF8_STRING = 0x0C
 _LONG_FORM = 0x80
 _LENGTH_BYTES = 4
+_OID_LIMIT = 128
 
 _PROCESSED = frozenset(
     {
@@ -315,6 +316,8 @@ def spdm_oids(certificate: x509.Certificate) -> frozenset[str]:
 
 
 def _dotted(content: bytes) -> str:
+    if len(content) > _OID_LIMIT:
+        raise CertificateError(f"an object identifier of {len(content)} bytes")
     arcs: list[int] = []
     arc = 0
     for byte in content:
@@ -335,7 +338,7 @@ def _extensions(certificate: x509.Certificate) -> x509.Extensions:
     try:
         return certificate.extensions
     except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
-        raise CertificateError(f"extensions of {_subject(certificate)}: {error}") from None
+        raise CertificateError(f"extensions of {subject_of(certificate)}: {error}") from None
 
 
 def _extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
@@ -345,11 +348,29 @@ def _extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
     return None
 
 
-def _subject(certificate: x509.Certificate) -> str:
+def subject_of(certificate: x509.Certificate) -> str:
+    """The subject of a certificate, to be shown; what the text says when there is none."""
     try:
-        return certificate.subject.rfc4514_string() or "a certificate without a subject"
-    except ValueError:
+        return _shown(certificate.subject) or "a certificate without a subject"
+    # TypeError: a bit string under a type that cannot have one.
+    except (ValueError, TypeError):
         return "a certificate with a malformed subject"
+
+
+def issuer_of(certificate: x509.Certificate) -> str:
+    """The issuer of a certificate, to be shown; empty without one. Raises CertificateError."""
+    try:
+        return _shown(certificate.issuer)
+    except (ValueError, TypeError) as error:
+        raise CertificateError(f"issuer: {error}") from None
+
+
+def _shown(name: x509.Name) -> str:
+    # A device must not speak to the terminal of those who look at its certificate.
+    return "".join(
+        one if one.isprintable() else "".join(f"\\{byte:02X}" for byte in one.encode())
+        for one in name.rfc4514_string()
+    )
 
 
 def public_key(certificate: x509.Certificate) -> PublicKey:
@@ -357,9 +378,11 @@ def public_key(certificate: x509.Certificate) -> PublicKey:
     try:
         key = certificate.public_key()
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise CertificateError(f"key of {_subject(certificate)}: {error}") from None
+        raise CertificateError(f"key of {subject_of(certificate)}: {error}") from None
     if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
-        raise CertificateError(f"key of {_subject(certificate)} is neither one of ECDSA nor of RSA")
+        raise CertificateError(
+            f"key of {subject_of(certificate)} is neither one of ECDSA nor of RSA"
+        )
     return key
 
 
@@ -374,7 +397,7 @@ def is_self_signed(certificate: x509.Certificate) -> bool:
 
 def check_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
     """Raise CertificateError unless the key of `issuer` signed `certificate`, under its name."""
-    subject = _subject(certificate)
+    subject = subject_of(certificate)
     try:
         kind = certificate.signature_hash_algorithm
         if kind is None or kind.name not in _HASHES:
@@ -383,12 +406,12 @@ def check_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> Non
         certificate.verify_directly_issued_by(issuer)
     except InvalidSignature:
         raise CertificateError(
-            f"the signature of {subject} is not one of {_subject(issuer)}"
+            f"the signature of {subject} is not one of {subject_of(issuer)}"
         ) from None
     except CertificateError:
         raise
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise CertificateError(f"{subject} under {_subject(issuer)}: {error}") from None
+        raise CertificateError(f"{subject} under {subject_of(issuer)}: {error}") from None
 
 
 def check_path(certificates: Sequence[x509.Certificate]) -> None:
@@ -399,11 +422,13 @@ def check_path(certificates: Sequence[x509.Certificate]) -> None:
     """
     for certificate in certificates:
         if certificate.version is not x509.Version.v3:
-            raise CertificateError(f"{_subject(certificate)} is {certificate.version.name}, not v3")
+            raise CertificateError(
+                f"{subject_of(certificate)} is {certificate.version.name}, not v3"
+            )
         for extension in _extensions(certificate):
             if extension.critical and extension.oid not in _PROCESSED:
                 raise CertificateError(
-                    f"{_subject(certificate)} has the critical extension "
+                    f"{subject_of(certificate)} has the critical extension "
                     f"{extension.oid.dotted_string}, which is not known"
                 )
     last = len(certificates) - 1
@@ -416,15 +441,15 @@ def _check_authority(issuer: x509.Certificate, below: int) -> None:
     """Raise unless `issuer` may sign a certificate with `below` authorities before the leaf."""
     constraints = _extension(issuer, x509.BasicConstraints)
     if constraints is None or not constraints.ca:
-        raise CertificateError(f"{_subject(issuer)} signs and is no CA")
+        raise CertificateError(f"{subject_of(issuer)} signs and is no CA")
     if constraints.path_length is not None and constraints.path_length < below:
         raise CertificateError(
-            f"{_subject(issuer)} allows {constraints.path_length} authorities below it, "
+            f"{subject_of(issuer)} allows {constraints.path_length} authorities below it, "
             f"{below} found"
         )
     usage = _extension(issuer, x509.KeyUsage)
     if usage is not None and not usage.key_cert_sign:
-        raise CertificateError(f"{_subject(issuer)} signs without the key usage keyCertSign")
+        raise CertificateError(f"{subject_of(issuer)} signs without the key usage keyCertSign")
 
 
 def check_root(
@@ -440,10 +465,10 @@ def check_root(
     root = trusted.get(chain.root_hash)
     if root is None:
         if len(chain.ders) == 1 and is_self_signed(first):
-            raise CertificateError(f"the leaf, {_subject(first)}, is self-signed and no root")
+            raise CertificateError(f"the leaf, {subject_of(first)}, is self-signed and no root")
         raise CertificateError(
             f"root hash {_list(digest.hex() for digest in trusted)} expected, "
-            f"{chain.root_hash.hex()} found: {_subject(first)} is none of the roots"
+            f"{chain.root_hash.hex()} found: {subject_of(first)} is none of the roots"
         )
     if base_hash.digest(chain.ders[0]) != chain.root_hash:
         _check_authority(root, len(chain.ders) - 1)
@@ -461,11 +486,11 @@ def check_validity(certificates: Iterable[x509.Certificate], now: datetime) -> N
         try:
             start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         except ValueError as error:
-            raise CertificateError(f"validity of {_subject(certificate)}: {error}") from None
+            raise CertificateError(f"validity of {subject_of(certificate)}: {error}") from None
         if now < start:
-            raise CertificateError(f"{_subject(certificate)} is valid from {start}, it is {now}")
+            raise CertificateError(f"{subject_of(certificate)} is valid from {start}, it is {now}")
         if now > end:
-            raise CertificateError(f"{_subject(certificate)} was valid until {end}, it is {now}")
+            raise CertificateError(f"{subject_of(certificate)} was valid until {end}, it is {now}")
 
 
 def check_usage(leaf: x509.Certificate, base_asym: BaseAsym, version: int) -> None:
@@ -475,7 +500,7 @@ def check_usage(leaf: x509.Certificate, base_asym: BaseAsym, version: int) -> No
     key usage has digitalSignature, and an extended key usage with purposes of SPDM has that of a
     responder. The SPDM extension does not call it mutable.
     """
-    subject = _subject(leaf)
+    subject = subject_of(leaf)
     key = public_key(leaf)
     try:
         found = BaseAsym.of_key(key)

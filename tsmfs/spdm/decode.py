@@ -17,7 +17,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tsmfs.spdm import ide_km, tdisp
 from tsmfs.spdm.algorithms import AeadSuite, BaseAsym, BaseHash, DheGroup, MeasurementHash
-from tsmfs.spdm.certificates import CertificateError, Chain, cma_name, public_key, spdm_oids
+from tsmfs.spdm.certificates import (
+    CertificateError,
+    Chain,
+    cma_name,
+    issuer_of,
+    public_key,
+    spdm_oids,
+    subject_of,
+)
 from tsmfs.spdm.measurements import MeasurementBlock, MeasurementKind, parse_record
 from tsmfs.spdm.messages import (
     MESSAGES,
@@ -401,8 +409,8 @@ def _device_name(certificate: x509.Certificate) -> str:
 
 
 _CERTIFICATE_FIELDS: Mapping[str, Callable[[x509.Certificate], str]] = {
-    "subject": lambda one: one.subject.rfc4514_string(),
-    "issuer": lambda one: one.issuer.rfc4514_string(),
+    "subject": subject_of,
+    "issuer": issuer_of,
     "serial": lambda one: f"{one.serial_number:x}",
     "valid": lambda one: f"{one.not_valid_before_utc} to {one.not_valid_after_utc}",
     "key": _key_name,

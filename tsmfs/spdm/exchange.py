@@ -136,7 +136,9 @@ class Exchange:
         waited = 0.0
         while _error_code(response) == ErrorCode.RESPONSE_NOT_READY:
             exponent, code, token = _not_ready(response)
-            waited += (pause := (1 << exponent) * _MICROSECOND)
+            pause = (1 << exponent) * _MICROSECOND
+            # However short the pauses are, there is an end to asking.
+            waited += max(pause, BUSY_DELAY)
             if waited > MAX_WAIT or code != request[1]:
                 break
             self._sleep(pause)
@@ -212,6 +214,8 @@ class Exchange:
             if last or len(data) >= size or not chunk.chunk:
                 raise PeerError("the chunks of a response are not as long as it said")
             sequence += 1
+            if sequence >= _CHUNK_SIZE_LIMIT:
+                raise PeerError("a response in more chunks than can be counted")
 
 
 def read(kind: type[M], data: bytes, sizes: Sizes) -> tuple[M, int]:

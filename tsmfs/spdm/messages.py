@@ -47,6 +47,9 @@ PUBLIC_KEY_SLOT = 0x0F
 MIN_DATA_TRANSFER_SIZE = 42
 """Least DataTransferSize that an endpoint may tell (10.4)."""
 
+MAX_OPAQUE_SIZE = 1024
+"""Most bytes of OpaqueData in a message (10.8 to 10.16)."""
+
 PADDING = 3
 """Bytes that a transport which counts in dwords may leave behind a message."""
 

@@ -75,6 +75,7 @@ from tsmfs.spdm.messages import (
     VersionResponse,
 )
 from tsmfs.spdm.secured import (
+    SECURED_VERSIONS,
     RecordError,
     SecuredSession,
     parse_selected_version,
@@ -113,6 +114,10 @@ _CERTIFICATE_HEADER = 8
 _MAX_CHAIN = 0xFFFF
 _CONTENT_CHANGED = 0x30
 _SESSION_HALF = 0xFFFF
+
+_SKIPS_CHALLENGE = (GetMeasurements, KeyExchange, KeyUpdate, Heartbeat, EndSession)
+"""Requests that begin M1/M2 again as long as there was no CHALLENGE (10.8.3); FINISH follows
+KEY_EXCHANGE at once."""
 
 M = TypeVar("M", bound=Message)
 
@@ -526,6 +531,8 @@ class Requester(_Dialogue):
         )
         response, asked, answered = self._exchange.converse(request, AlgorithmsResponse)
         transcripts.vca.append(asked, answered)
+        if response.other_params & ~request.other_params:
+            raise PeerError(f"the responder selects {response.other_params:#x}, not offered")
         selected = {table.kind: table.supported for table in response.tables}
         return Algorithms(
             base_hash=_selected(offer.base_hash, response.base_hash, "hash"),
@@ -547,10 +554,7 @@ class Requester(_Dialogue):
     def _converse(
         self, request: Message, response: type[M], sizes: Sizes = NO_SIZES
     ) -> tuple[M, bytes, bytes]:
-        if (
-            isinstance(request, GetMeasurements | KeyExchange)
-            and not self._connection.authenticated
-        ):
+        if isinstance(request, _SKIPS_CHALLENGE) and not self._connection.authenticated:
             self._new_identity()
         return super()._converse(request, response, sizes)
 
@@ -636,10 +640,12 @@ class Requester(_Dialogue):
         if response.mutual_authentication:
             raise PeerError("the responder wants our certificate, which was not negotiated")
         try:
-            parse_selected_version(response.opaque)
+            secured_version = parse_selected_version(response.opaque)
             shared = group.shared(private, response.exchange)
         except (SpdmDecodeError, CryptoError) as error:
             raise PeerError(f"KEY_EXCHANGE_RSP: {error}") from None
+        if secured_version not in SECURED_VERSIONS:
+            raise PeerError(f"secured messages of version {secured_version:#04x} were not offered")
         secured = SecuredSession(
             session_id(request.session, response.session),
             self.version,
@@ -720,6 +726,13 @@ class Session(_Dialogue):
         """Seconds without a request after which the responder ends the session; zero: never."""
         self.summary = response.summary
         """Measurement summary hash; empty when none was asked for."""
+
+    def _converse(
+        self, request: Message, response: type[M], sizes: Sizes = NO_SIZES
+    ) -> tuple[M, bytes, bytes]:
+        if isinstance(request, _SKIPS_CHALLENGE) and not self._connection.authenticated:
+            self._connection.transcripts.b.clear()
+        return super()._converse(request, response, sizes)
 
     @property
     def exchange(self) -> Exchange:

@@ -305,16 +305,17 @@ class Responder:
         code = call.request[1]
         if self._lost and code != Code.GET_VERSION:
             raise SpdmError(ErrorCode.REQUEST_RESYNCH, "the connection was lost")
+        # That it was sent is enough for the transcripts, whatever the answer.
+        if code not in _KEEPS_L1:
+            call.channel.forget_l1()
         rule = _RULES.get(code)
         if rule is None:
             if code < Code.GET_DIGESTS:
                 raise invalid(f"code {code:#04x} is no request")
             raise unsupported(code, f"request {code:#04x}")
-        self._check(call, rule, code)
-        if code not in _KEEPS_L1:
-            call.channel.forget_l1()
         if rule.skips_challenge:
             forget_m1(call.connection)
+        self._check(call, rule, code)
         response = rule.handle(self, call)
         return response if isinstance(response, bytes) else response.pack()
 

@@ -13,6 +13,7 @@ from tsmfs.spdm.attestation import Attester
 from tsmfs.spdm.connection import Call, Session, Settings, invalid, unexpected
 from tsmfs.spdm.messages import (
     FINISH_SIGNED,
+    MAX_OPAQUE_SIZE,
     NONCE_SIZE,
     EndSession,
     EndSessionAck,
@@ -240,6 +241,8 @@ def _secured_version(opaque: bytes) -> bytes:
     """The answer to the requester's versions of secured messages; empty to none."""
     if not opaque:
         return b""
+    if len(opaque) > MAX_OPAQUE_SIZE:
+        raise invalid(f"{len(opaque)} bytes of opaque data")
     known = parse_supported_versions(opaque)
     version = next((one for one in SECURED_VERSIONS if one in known), None)
     if version is None:

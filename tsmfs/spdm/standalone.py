@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from tsmfs.spdm.algorithms import Offer
 from tsmfs.spdm.ide_km import IdeKmResponder, MemoryKeySlots
 from tsmfs.spdm.identity import Identity, Subject
+from tsmfs.spdm.interface import fixed_interface
 from tsmfs.spdm.measurements import Measurement, MeasurementKind
 from tsmfs.spdm.responder import VERSIONS, Responder, Settings
-from tsmfs.spdm.tdisp import TdispResponder, fixed_interface
+from tsmfs.spdm.tdisp_responder import TdispResponder
 from tsmfs.spdm.vendor import PciProtocol
 
 SUBJECT = Subject(

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from tsmfs.spdm import ide_km
 from tsmfs.spdm.algorithms import BaseHash
-from tsmfs.spdm.certificates import Chain
+from tsmfs.spdm.certificates import Chain, subject_of
 from tsmfs.spdm.ide_km import PortInfo, stream_slots
 from tsmfs.spdm.measurements import MeasurementBlock, MeasurementKind, parse_record
 from tsmfs.spdm.messages import (
@@ -22,14 +22,8 @@ from tsmfs.spdm.messages import (
     SpdmError,
 )
 from tsmfs.spdm.requester import Requester, Session
-from tsmfs.spdm.tdisp import (
-    LockParameters,
-    Report,
-    TdispError,
-    TdispErrorCode,
-    TdispRequester,
-    TdiState,
-)
+from tsmfs.spdm.tdisp import LockParameters, Report, TdispError, TdispErrorCode, TdiState
+from tsmfs.spdm.tdisp_requester import TdispRequester
 from tsmfs.spdm.vendor import PciProtocol, Send
 
 OBJECTS = (*(f"cert{slot}" for slot in range(SLOT_COUNT)), "vca", "measurements", "report")
@@ -281,8 +275,8 @@ def _flags(flags: ResponderFlags) -> list[str]:
 
 def _describe_chain(data: bytes, base_hash: BaseHash) -> str:
     chain = Chain.parse(data, base_hash)
-    subject = chain.leaf.subject.rfc4514_string()
-    return f"{len(data)} bytes, {len(chain.ders)} certificates, the last of {subject}"
+    last = subject_of(chain.leaf)
+    return f"{len(data)} bytes, {len(chain.ders)} certificates, the last of {last}"
 
 
 def _describe_block(block: MeasurementBlock) -> str:

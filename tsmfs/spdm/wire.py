@@ -446,20 +446,24 @@ class Message:
         return bytes(out)
 
     @classmethod
-    def take(cls, data: bytes, sizes: Sizes = NO_SIZES) -> tuple[Self, int]:
-        """The message that `data` starts with, and its size. Raises SpdmDecodeError."""
-        if len(data) < HEADER_SIZE:
-            raise SpdmDecodeError(f"{len(data)} bytes are no SPDM message")
-        if data[1] != cls.CODE:
-            raise SpdmDecodeError(f"code {data[1]:#04x}, not {cls.CODE:#04x} ({cls.__name__})")
-        values: Values = {"version": data[0]}
-        at = 2
+    def take(cls, data: bytes, sizes: Sizes = NO_SIZES, start: int = 0) -> tuple[Self, int]:
+        """The message at offset `start` of `data`, and its size. Raises SpdmDecodeError."""
+        if len(data) - start < HEADER_SIZE:
+            raise SpdmDecodeError(f"{len(data) - start} bytes are no SPDM message")
+        version, code = data[start], data[start + 1]
+        if code != cls.CODE:
+            raise SpdmDecodeError(f"code {code:#04x}, not {cls.CODE:#04x} ({cls.__name__})")
+        values: Values = {"version": version}
+        at = start + 2
         for item in cls.WIRE:
             at = item.parse(data, at, values, sizes)
-        if values.get(_TOTAL, at) != at:
-            raise SpdmDecodeError(f"{at} bytes of {cls.__name__}, its length says {values[_TOTAL]}")
+        size = at - start
+        if values.get(_TOTAL, size) != size:
+            raise SpdmDecodeError(
+                f"{size} bytes of {cls.__name__}, its length says {values[_TOTAL]}"
+            )
         names = cls._names()
-        return cls(**{name: value for name, value in values.items() if name in names}), at
+        return cls(**{name: value for name, value in values.items() if name in names}), size
 
     @classmethod
     def parse(cls, data: bytes, sizes: Sizes = NO_SIZES, *, padding: int = 0) -> Self:
