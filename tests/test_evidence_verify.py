@@ -306,6 +306,8 @@ def test_measurements_are_those_of_the_reference(run: Run, saved: Path, tmp_path
         (["--digests", ".", DEVICE], "--digests is of use with --from only"),
         (["--nonce", "xyz", DEVICE], "'xyz' is neither bytes in hexadecimal nor 'random'"),
         (["--nonce", "00", DEVICE], "a nonce of SPDM has 32 bytes, not 1"),
+        (["--nonce", "random", "--no-refresh", DEVICE], "--nonce random is for new evidence"),
+        (["--nonce", "random", "--from", ".", DEVICE], "--nonce random is for new evidence"),
         (["--root", "/nonexistent", DEVICE], "'/nonexistent' does not exist"),
     ],
 )

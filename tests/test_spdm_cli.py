@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from tests.integration.conftest import mounting
 from tsmfs.cli import main
 from tsmfs.spdm.algorithms import BaseAsym, BaseHash
+from tsmfs.spdm.doe import DataObject, ObjectType
 from tsmfs.spdm.emu import CLIENT_HELLO, SERVER_HELLO, Command, Frame
 from tsmfs.spdm.identity import make_identity, root_pem
 from tsmfs.spdm.standalone import SUBJECT
@@ -135,6 +136,11 @@ def ask(client: socket.socket, command: int, payload: bytes = b"") -> tuple[int,
     return answered, client.recv(size, socket.MSG_WAITALL) if size else b""
 
 
+def message(data: bytes) -> bytes:
+    """The frame of an SPDM message in the clear."""
+    return Frame(Command.NORMAL, DataObject(ObjectType.CMA_SPDM, data).pack()).pack()
+
+
 # --- Printing -------------------------------------------------------------------------------------
 
 
@@ -170,7 +176,9 @@ def test_chain_is_decoded_and_written_as_pem(run: Run, tmp_path: Path) -> None:
     [
         (b"", [], "nothing to decode"),
         (b"\n \n", [], "nothing to decode"),
-        (b"no message", [], "version 0x6e is not known"),
+        (b"no message", [], "text that is not hexadecimal"),
+        (root_pem(b"seed"), [], "PEM is for openssl"),
+        (b"Subject: x\n" + root_pem(b"seed"), ["--pem"], "PEM is for openssl"),
         (b"10 8", [], "3 hexadecimal digits are no whole bytes"),
         (GET_VERSION, ["--pem"], "no certificate chain: "),
     ],
@@ -183,6 +191,20 @@ def test_what_cannot_be_decoded_is_one_line(
     assert (result.status, result.out, result.err.count("\n")) == (1, "", 1)
     assert result.err.startswith(f"tsmfs: {tmp_path / 'file'}: ")
     assert message in result.err
+
+
+def test_messages_in_front_of_a_cut_off_one_are_printed_with_status_1(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(GET_VERSION * 2 + GET_VERSION[:3])
+    result = run("spdm", "decode", tmp_path / "file")
+    assert result.status == 1
+    assert result.out.splitlines()[1:] == [
+        "GET_VERSION (SPDM 1.0, 4 bytes)",
+        "at 0x8:",
+        "  rest: 108400",
+    ]
+    assert result.err == f"tsmfs: {tmp_path / 'file'}: at 0x8: 3 bytes are no SPDM message\n"
 
 
 # --- Both sides -----------------------------------------------------------------------------------
@@ -338,7 +360,10 @@ def test_host_without_an_address_is_one_line(run: Run) -> None:
         (["respond", "--listen", "here"], "'here' is not HOST:PORT"),
         (["respond", "--listen", ":2323"], "':2323' is not HOST:PORT"),
         (["respond", "--listen", "a:65536"], "'a:65536' is not HOST:PORT"),
-        (["respond", "--listen", "a:1", "--asym", "RSA"], "'RSA' is not one of"),
+        (
+            ["respond", "--listen", "a:1", "--asym", "RSA"],
+            "'RSA' is not one of ECDSA_P256, ECDSA_P384, RSA",
+        ),
         (["respond", "--listen", "a:1", "--device", "x", "--seed", "y"], "are its own"),
         (["respond", "--listen", "a:1", "--chain", __file__], "--chain and --key go together"),
         (
@@ -376,8 +401,9 @@ def answering(*answers: bytes) -> Iterator[str]:
                     header = client.recv(HEADER.size, socket.MSG_WAITALL)
                     client.recv(HEADER.unpack(header)[2], socket.MSG_WAITALL)
                     client.sendall(answer)
-                client.shutdown(socket.SHUT_WR)
-                with suppress(ConnectionResetError):
+                # The client may be gone already.
+                with suppress(OSError):
+                    client.shutdown(socket.SHUT_WR)
                     client.recv(1 << 16)
 
         thread = threading.Thread(target=serve)
@@ -422,6 +448,15 @@ def test_responder_that_vanishes_is_told_with_the_step(run: Run) -> None:
         result = run("spdm", "request", "--connect", address)
     assert result.status == 1
     assert result.err == "tsmfs: connection: the server closed the connection\n"
+
+
+def test_directory_that_takes_no_files_is_told_before_the_walk(
+    run: Run, respond: Respond, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    directory = tmp_path / "file" / "evidence"
+    result = run("spdm", "request", "--connect", respond().address, "--save", directory)
+    assert result == Result(1, "", f"tsmfs: {directory}: Not a directory\n")
 
 
 def test_nobody_who_listens_is_one_line(run: Run) -> None:
@@ -474,6 +509,24 @@ def test_device_answers_on_a_socket_and_its_tsm_loses_the_session(
         assert "evidence refresh failed" in refused.err
     finally:
         (connect.parent / "disconnect").write_text("tsm0\n")
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_responder_ends_with_its_machine(respond: Respond, tmp_path: Path, connected: bool) -> None:
+    with mounting(tmp_path / "sys", "--machine", "server") as sysfs:
+        responder = respond("--sysfs", sysfs, "--device", DEVICE)
+        before = responder.output.read_text()
+        daemon = int((sysfs / "kernel/tsmfs/pid").read_text())
+        with responder.connect() if connected else nullcontext() as client:
+            if client is not None:
+                assert ask(client, Command.TEST, CLIENT_HELLO)[0] == Command.TEST
+            os.kill(daemon, signal.SIGKILL)
+            with client or responder.connect() as client:
+                client.sendall(message(GET_VERSION))
+                assert client.recv(1) == b""
+        assert responder.ended() == 1
+        told = responder.output.read_text().removeprefix(before)
+        assert told == f"tsmfs: {DEVICE}: the machine is no more\n"
 
 
 @pytest.mark.parametrize(

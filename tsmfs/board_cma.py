@@ -27,7 +27,7 @@ from tsmfs.pci.tdisp import MemoryBar, Tdi, memory_bars, vf_memory_bars, watch_v
 from tsmfs.spdm.interface import Interface
 from tsmfs.spdm.measurements import MANIFEST_INDEX, Measurement
 from tsmfs.spdm.measurements import MeasurementKind as DmtfKind
-from tsmfs.spdm.tdisp import function_id
+from tsmfs.spdm.tdisp import TdiState, function_id
 
 if TYPE_CHECKING:
     from tsmfs.spdm.algorithms import BaseAsym, BaseHash
@@ -72,8 +72,9 @@ def _keys(functions: Sequence[Function]) -> Iterator[description.Cma]:
 def add_keys(root: Sequence[BuiltFunction], *, seed: bytes, report: Callable[[str], None]) -> None:
     """Give the devices on the root bus *root*, and those below, what they have of keys.
 
-    Keys come from *seed*; *report* is told of key files that others may read. OSError for PEM
-    files that make no identity: EINVAL, or what opening one gave.
+    Keys come from *seed*; *report*, the kernel log, is told of key files that others may read and
+    of interfaces that go to ERROR. OSError for PEM files that make no identity: EINVAL, or what
+    opening one gave.
     """
     _Wiring(seed, report).add(root, None, None)
 
@@ -158,21 +159,23 @@ class _Wiring:
         """What secures *built* in its own device: that of function 0."""
         return next((one.hw.cma for one in bus if one.rid == built.rid & ~7), None)
 
-    @staticmethod
-    def _interfaces(built: BuiltFunction, device: CmaDevice) -> None:
+    def _interfaces(self, built: BuiltFunction, device: CmaDevice) -> None:
         function = built.function
         if function.tee_io:
             config = built.hw.config
             bars = memory_bars(config, [header_bar(bar) for bar in function.bars])
-            _add_interface(device, built.domain, built.rid, config, bars)
+            _add_interface(device, self._report, built.domain, built.rid, config, bars)
         make = built.hw.virtual_functions
         found = built.capability(Sriov)
         if make is not None and found is not None and function.sriov and function.sriov.tee_io:
-            built.hw.virtual_functions = _VirtualFunctions(built, device, make, found[1])
+            built.hw.virtual_functions = _VirtualFunctions(
+                built, device, self._report, make, found[1]
+            )
 
 
 def _add_interface(
     device: CmaDevice,
+    report: Callable[[str], None],
     domain: int,
     rid: int,
     config: ConfigSpace,
@@ -186,9 +189,22 @@ def _add_interface(
         port=device.port,
         keyed=device.keyed,
         report_filter=device.report_filter,
+        on_change=partial(_changed, report, _name(domain, rid)),
     )
     device.add_interface(tdi, exists)
     return tdi.interface
+
+
+def _name(domain: int, rid: int) -> str:
+    return f"{domain:04x}:{rid >> 8:02x}:{rid >> 3 & 0x1F:02x}.{rid & 7}"
+
+
+def _changed(
+    report: Callable[[str], None], name: str, interface: Interface, old: TdiState, new: TdiState
+) -> None:
+    # The only state that comes about without a request: nobody else would tell.
+    if new is TdiState.ERROR:
+        report(f"pci {name}: TDISP: {old.name} to ERROR: {interface.reason}")
 
 
 class _VirtualFunctions:
@@ -198,11 +214,13 @@ class _VirtualFunctions:
         self,
         pf: BuiltFunction,
         device: CmaDevice,
+        report: Callable[[str], None],
         make: Callable[[int], HwFunction],
         position: int,
     ) -> None:
         self._pf = pf
         self._device = device
+        self._report = report
         self._make = make
         self._position = position
         sriov = pf.function.sriov
@@ -218,6 +236,7 @@ class _VirtualFunctions:
         pf = self._pf
         self._interfaces[index] = _add_interface(
             self._device,
+            self._report,
             pf.domain,
             (pf.rid & ~0xFF) + self._routing_ids[index],
             hw.config,

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,8 +15,17 @@ from tsmfs.pci import regs
 from tsmfs.pci.capability import find_ext_capability
 from tsmfs.pci.doe import DoeTransport
 from tsmfs.spdm.doe import VENDOR_PCI_SIG, ObjectType
+from tsmfs.spdm.emu import EndpointGoneError
 
 _FEATURES = {(VENDOR_PCI_SIG, ObjectType.CMA_SPDM), (VENDOR_PCI_SIG, ObjectType.SECURED_CMA_SPDM)}
+
+
+_GONE = {
+    errno.ENODEV: "the function is no more",
+    errno.ENOTCONN: "the machine is no more",
+    errno.ECONNABORTED: "the machine is no more",
+}
+"""What a file says of its end: the last one when that comes during the call."""
 
 
 class ConfigFile:
@@ -53,6 +64,17 @@ class ConfigFile:
         os.close(self._descriptor)
 
 
+@contextlib.contextmanager
+def _telling_of_the_end() -> Iterator[None]:
+    """Makes an error of a function, or of a machine, that is no more EndpointGoneError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _GONE:
+            raise EndpointGoneError(_GONE[error.errno]) from error
+        raise
+
+
 class Mailbox:
     """The mailbox for SPDM of one function.
 
@@ -88,13 +110,21 @@ class Mailbox:
         """The response to a secured record, with padding behind it. Raises OSError."""
         return self._doe.exchange(VENDOR_PCI_SIG, ObjectType.SECURED_CMA_SPDM, record)
 
+    def alive(self) -> Self:
+        """The mailbox, for a server's next connection. Raises OSError, EndpointGoneError."""
+        with _telling_of_the_end():
+            self._config.read(regs.PCI_VENDOR_ID, 2)
+        return self
+
     def respond(self, request: bytes) -> bytes:
-        """As `plain`: the name that a server calls it by."""
-        return self.plain(request)
+        """As `plain`, for a server. Raises OSError, EndpointGoneError."""
+        with _telling_of_the_end():
+            return self.plain(request)
 
     def respond_secured(self, record: bytes) -> bytes:
-        """As `secured`: the name that a server calls it by."""
-        return self.secured(record)
+        """As `secured`, for a server. Raises OSError, EndpointGoneError."""
+        with _telling_of_the_end():
+            return self.secured(record)
 
     def close(self) -> None:
         """Close the file of the function."""

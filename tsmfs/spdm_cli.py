@@ -13,6 +13,8 @@ from tsmfs.spdm_request_cli import request
 from tsmfs.spdm_respond_cli import respond
 
 _HEX = re.compile(rb"[0-9A-Fa-f\s]*")
+_PEM = re.compile(rb"^-----BEGIN [A-Z0-9 ]+-----\r?$", re.MULTILINE)
+_TEXT = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]*")
 
 
 @click.group(cls=Group)
@@ -36,6 +38,7 @@ def decode(pem: bool, file: BinaryIO) -> None:
     FILE is binary or hexadecimal, '-' is the standard input. Messages may follow one another: VCA,
     or a transcript of measurements. The sizes of signatures and digests come from VCA, so put it
     first where there is one.
+    What cannot be read behind a message is printed as bytes, and makes the exit status 1.
 
     \b
     Examples:
@@ -44,6 +47,7 @@ def decode(pem: bool, file: BinaryIO) -> None:
       cat evidence/vca.bin evidence/measurements.bin | tsmfs spdm decode -
       echo 10840000 | tsmfs spdm decode -
     """
+    from tsmfs.spdm.decode import UnreadableRestError
     from tsmfs.spdm.decode import decode as decode_bytes
     from tsmfs.spdm.wire import SpdmDecodeError
 
@@ -52,6 +56,9 @@ def decode(pem: bool, file: BinaryIO) -> None:
         raise click.ClickException(f"{file.name}: nothing to decode")
     try:
         click.echo(_pem(data) if pem else decode_bytes(data))
+    except UnreadableRestError as error:
+        click.echo(error.printed)
+        raise click.ClickException(f"{file.name}: {error}") from error
     except SpdmDecodeError as error:
         raise click.ClickException(f"{file.name}: {error}") from error
 
@@ -68,8 +75,13 @@ def _pem(data: bytes) -> str:
 
 
 def _binary(data: bytes, name: str) -> bytes:
-    """``data``, or what it says in hexadecimal: no message, chain or report is digits alone."""
+    """``data``, or what it says in hexadecimal: no message, chain or report is text."""
     if not _HEX.fullmatch(data):
+        if _PEM.search(data):
+            text = f"{name}: PEM is for openssl: the bytes of SPDM are expected, or hexadecimal"
+            raise click.ClickException(text)
+        if _TEXT.fullmatch(data):
+            raise click.ClickException(f"{name}: text that is not hexadecimal")
         return data
     digits = b"".join(data.split())
     if len(digits) % 2:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
+from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
     from tsmfs.spdm.algorithms import Offer
@@ -61,13 +63,32 @@ _ALGORITHMS = (
 )
 
 
+def _parse_name(
+    names: Sequence[str], ctx: click.Context, param: click.Parameter, text: str | None
+) -> str | None:
+    if text is None:
+        return None
+    # click.Choice would tell names in lower case where case does not matter.
+    for name in names:
+        if name.casefold() == text.casefold():
+            return name
+    raise click.BadParameter(f"{text!r} is not one of {', '.join(names)}.")
+
+
+def _complete_name(
+    names: Sequence[str], ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in names if name.startswith(incomplete.upper())]
+
+
 def negotiates(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that say what may be negotiated."""
     for option, argument, names, what in reversed(_ALGORITHMS):
         command = click.option(
             option,
             argument,
-            type=click.Choice(names, case_sensitive=False),
+            callback=partial(_parse_name, names),
+            shell_complete=partial(_complete_name, names),
             metavar="NAME",
             help=f"Use this for {what}: {', '.join(names)}.",
         )(command)

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 import click
@@ -130,6 +131,8 @@ def request(
     from tsmfs.spdm.survey import Survey
 
     trusted = _load_roots(roots)
+    if directory is not None:
+        _check_writable(directory)
     with contextlib.ExitStack() as stack:
         if device is not None:
             from tsmfs.mailbox import Mailbox
@@ -251,6 +254,14 @@ def _walk(survey: Survey) -> None:
 
 def _tell(name: str, result: str) -> None:
     click.echo(f"{name:<20}  {result}")
+
+
+def _check_writable(directory: Path) -> None:
+    """Raise ClickException unless ``directory``, or what it will be made in, takes files."""
+    existing = next(one for one in (directory, *directory.absolute().parents) if one.exists())
+    # Permissions do not tell: root may write everywhere, and yet some filesystems take nothing.
+    with about(str(directory)), TemporaryFile(dir=existing):
+        pass
 
 
 def _save(evidence: Mapping[str, bytes], directory: Path) -> None:

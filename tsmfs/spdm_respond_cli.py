@@ -84,7 +84,8 @@ def respond(
     GET_VERSION ends the session of the machine's TSM.
 
     Ends at SIGINT, SIGTERM, or when a client says so. A client that vanishes or breaks the
-    framing ends its own connection only, which is told in a line.
+    framing ends its own connection only, which is told in a line. Once the machine of a --device
+    is no more, the next client or message ends the responder with exit status 1.
 
     \b
     Examples:
@@ -97,17 +98,19 @@ def respond(
     place = f"{address[0]}:{address[1]}"
     with contextlib.ExitStack() as stack:
         if device is None:
-            endpoint = _standalone(seed, chain, key, save_root, **negotiation)
+            connected = _always(_standalone(seed, chain, key, save_root, **negotiation))
         elif any((seed, chain, key, save_root, *negotiation.values())):
             raise click.UsageError("the identity and algorithms of a --device are its own")
         else:
             from tsmfs.mailbox import Mailbox
 
-            endpoint = stack.enter_context(Mailbox(function_directory(sysfs, device)))
+            connected = stack.enter_context(Mailbox(function_directory(sysfs, device))).alive
         with about(place), _without_address():
-            server = stack.enter_context(Server(lambda: endpoint, address))
+            server = stack.enter_context(Server(connected, address))
         click.echo("listening on {}:{}".format(*server.address))
         _serve(server, server.serve_once if once else server.serve_in_threads)
+        if server.gone is not None:
+            raise click.ClickException(f"{device}: {server.gone}")
 
 
 @contextlib.contextmanager
@@ -118,6 +121,10 @@ def _without_address() -> Iterator[None]:
     except OSError as error:
         words, _, _ = str(error.strerror).partition(" (while attempting to bind")
         raise OSError(error.errno, words) from error
+
+
+def _always(endpoint: Endpoint) -> Callable[[], Endpoint]:
+    return lambda: endpoint
 
 
 def _standalone(

@@ -39,9 +39,11 @@ from tsmfs.spdm.certificates import (
     cma_name,
     public_key,
     subject_of,
+    utc,
 )
 from tsmfs.spdm.measurements import FIRST_INDEX, LAST_INDEX, MeasurementBlock, parse_record
 from tsmfs.spdm.messages import (
+    CONTENT_MASK,
     MAX_OPAQUE_SIZE,
     MEASUREMENT_ALL,
     MEASUREMENT_COUNT,
@@ -74,7 +76,6 @@ _EXTENDED_CONFIG = 0x100
 _HEADER_TYPE = 0x0E
 _HEADER_MASK = 0x7F
 _CAPABILITIES_SIZE = 20
-_CONTENT_MASK = 0x30
 _PAGE_LIMIT = 1 << 64 - PAGE_SHIFT
 _INTERFACE_INFO = sum(InterfaceInfo)
 _RANGE_ATTRIBUTES = sum(RangeAttributes)
@@ -547,7 +548,7 @@ class _Verification:
 
     def _root(self) -> str:
         chain, chain_hash = _need(self.chain, "chain"), _need(self.chain_hash, "chain")
-        return subject_of(check_root(chain, chain_hash, self.roots))
+        return subject_of(check_root(chain, chain_hash, self.roots, self.now))
 
     def _path(self) -> str:
         chain = _need(self.chain, "chain")
@@ -558,7 +559,7 @@ class _Verification:
         chain = _need(self.chain, "chain")
         check_validity(chain.certificates, self.now)
         end = min(one.not_valid_after_utc for one in chain.certificates)
-        return f"until {end:%Y-%m-%d %H:%M:%S} UTC"
+        return f"until {utc(end)}"
 
     def _usage(self) -> str:
         chain, negotiated = _need(self.chain, "chain"), _need(self.negotiated, "vca")
@@ -643,7 +644,7 @@ class _Verification:
                     f"a new nonce of the responder expected, {nonce.hex()} found as before"
                 )
             seen.add(nonce)
-            if pair.response.slot & _CONTENT_MASK == ContentChanged.CHANGED:
+            if pair.response.slot & CONTENT_MASK == ContentChanged.CHANGED:
                 raise _FailedError("unchanged measurements expected, they changed meanwhile")
         compared = "nothing comes again" if self.earlier else "compared with nothing earlier"
         if negotiated.flags & ResponderFlags.MEAS_FRESH:

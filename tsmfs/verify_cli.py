@@ -52,6 +52,13 @@ class _Subject:
     """What was there before it was refreshed."""
 
 
+def _asked_nonce(ctx: click.Context, param: click.Parameter, text: str | None) -> bytes | None:
+    """The bytes of ``--nonce``; none for random ones, None when it is not given."""
+    if text is None:
+        return None
+    return b"" if text == "random" else parse_nonce(ctx, param, text)
+
+
 @click.command("verify")
 @on_instance
 @click.option(
@@ -66,7 +73,7 @@ class _Subject:
 @click.option(
     "--nonce",
     metavar="HEX|random",
-    callback=parse_nonce,
+    callback=_asked_nonce,
     help="The evidence has to be signed over these 32 bytes. Default: random ones.",
 )
 @click.option("--no-refresh", is_flag=True, help="Take the evidence that is there.")
@@ -108,7 +115,7 @@ class _Subject:
 def verify(
     sysfs: Path | None,
     roots: tuple[Path, ...],
-    nonce: bytes,
+    nonce: bytes | None,
     no_refresh: bool,
     family: str,
     saved: Path | None,
@@ -143,6 +150,9 @@ def verify(
         raise click.UsageError("--root is needed where no machine is asked")
     if digests is not None and saved is None:
         raise click.UsageError("--digests is of use with --from only")
+    if nonce == b"" and (no_refresh or saved is not None):
+        raise click.UsageError("--nonce random is for new evidence, not for what is there")
+    nonce = nonce or b""
     if nonce and len(nonce) != NONCE_SIZE:
         raise click.UsageError(f"a nonce of SPDM has {NONCE_SIZE} bytes, not {len(nonce)}")
     instance = find_instance(sysfs) if bdf is not None else None

@@ -321,6 +321,15 @@ KEY_CHOICES = 'key: must be one of "ecdsa-p256", "ecdsa-p384", "rsa-3072", not "
                     "measurements[0].index: must be in 1..239, or 253 for the manifest, not 240",
                 ),
                 (
+                    'measurements = [{ index = 0, value = "a" }, { index = 1, value = "a" }]',
+                    "measurements[0].index: must be in 1..239, or 253 for the manifest, not 0",
+                ),
+                (
+                    'measurements = [{ index = "a", value = "a" }, { index = 1, value = "a" }]',
+                    'measurements[0].index: must be an integer, not "a"',
+                ),
+                ('measurements = [{ value = "a" }]', "measurements[0].index: is required"),
+                (
                     'measurements = [{ index = 1, kind = "manifest", value = "a" }]',
                     "measurements[0].kind: the measurement 253 is the manifest",
                 ),

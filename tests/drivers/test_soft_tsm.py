@@ -52,6 +52,7 @@ SWITCH, AUDIO, GPU = "0000:02:00.0", "0000:04:00.1", "0000:04:00.2"
 ACCELERATOR, NVME = "0000:00:08.0", "0000:81:00.0"
 LINK = "/bus/faux/devices/soft_link_tsm"
 PRIVATE = "PCI MMIO Encrypted"
+COMMAND = regs.PCI_COMMAND_MEMORY | regs.PCI_COMMAND_MASTER
 DSM_OF = {NIC: NIC, VF: NIC, SWITCH: SWITCH, GPU: SWITCH, ACCELERATOR: ACCELERATOR, NVME: NVME}
 
 
@@ -300,6 +301,7 @@ def test_the_lock_is_bound_to_the_stream(sh: Shell) -> None:
     assert dev.root_port is not None
     dev.root_port.config.reset()
     assert interface(sh).state is TdiState.ERROR
+    assert "pci 0000:01:00.0: TDISP: CONFIG_LOCKED to ERROR: IDE stream 0 was lost\n" in sh.dmesg()
     disconnect(sh)
     assert interface(sh).state is TdiState.CONFIG_UNLOCKED
 
@@ -440,6 +442,7 @@ def test_a_report_that_does_not_fit_can_be_read_and_is_not_accepted(
         accept(sh)
     assert sh.iomem() == before
     assert interface(sh).state is TdiState.CONFIG_LOCKED
+    assert (" overlaps or precedes the range before it in BAR 0" in sh.dmesg()) == (lie is twice)
     unlock(sh)
 
 
@@ -550,6 +553,36 @@ def test_two_link_tsms_take_turns(sh: Shell) -> None:
         connect(sh, SWITCH)
 
 
+def test_why_something_could_not_be_stopped_is_told_in_words(sh: Shell) -> None:
+    connect(sh)
+    sh.echo(NIC, f"{LINK}/tsm_bind")
+    cma(sh).reset()
+    disconnect(sh)
+    where = "0000:01:00.0:"
+    assert f"soft_tsm: interface 0x100 was not stopped: {where} DOE [" in sh.dmesg()
+    assert f"soft_tsm: stream 0 was stopped at one end: {where} the session was lost" in sh.dmesg()
+
+
+@pytest.mark.parametrize("name", [NIC, VF])
+def test_what_ends_a_lock_is_told_in_the_log_and_accept_stays(vf: Shell, name: str) -> None:
+    dev = vf.dev(name)
+
+    def told(state: str) -> str:
+        reason = "memory space or bus mastering was disabled"
+        return f"pci {name}: TDISP: {state} to ERROR: {reason}\n"
+
+    for state in ("CONFIG_LOCKED", "RUN"):
+        lock(vf, name)
+        dev.config.write(regs.PCI_COMMAND, 2, COMMAND)
+        if state == "RUN":
+            accept(vf, name)
+        assert told(state) not in vf.dmesg()
+        dev.config.write(regs.PCI_COMMAND, 2, 0)
+        assert vf.dmesg().count(told(state)) == 1
+        assert vf.cat(f"{pci(name)}/tsm/accept") == ("1\n" if state == "RUN" else "0\n")
+        unlock(vf, name)
+
+
 # Parameters
 
 
@@ -562,6 +595,8 @@ def test_parameters_that_make_no_sense_are_refused(module: str, parameter: str) 
     with fails(errno.EINVAL):
         sh.modprobe(f"{module} {parameter}")
     assert sh.ls("/module") == {"module"}
+    name, value = parameter.split("=")
+    assert f"{module}: `{value}' invalid for parameter `{name}'" in sh.dmesg()
 
 
 @pytest.mark.parametrize(("version", "byte"), [("1.2", 0x12), ("1.3", 0x13)])

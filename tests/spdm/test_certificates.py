@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography import x509
@@ -341,30 +341,46 @@ def test_a_sound_chain_gives_its_leaf() -> None:
 
 def test_a_chain_may_leave_out_its_root() -> None:
     chain = replace(CHAIN, ders=CHAIN.ders[1:])
-    assert check_root(chain, SHA256, [ROOT]) == ROOT
+    assert check_root(chain, SHA256, [ROOT], NOW) == ROOT
+
+
+def test_a_root_that_the_chain_leaves_out_has_to_be_valid_too() -> None:
+    end = datetime(2025, 6, 1, tzinfo=UTC)
+    root = issuer("root").issue(
+        "root", key("root").public_key(), authority_extensions(1), not_after=end
+    )
+    whole = Chain.of((root, MIDDLE, LEAF), SHA256)
+    chain = replace(whole, ders=whole.ders[1:])
+    assert check_root(chain, SHA256, [root], end) == root
+    late = end + timedelta(seconds=1)
+    reason = "until 2025-06-01 00:00:00 UTC, it is 2025-06-01 00:00:01 UTC"
+    with pytest.raises(CertificateError, match=reason):
+        check_root(chain, SHA256, [root], late)
+    # One that is in the chain is for the check of validity.
+    assert check_root(whole, SHA256, [root], late) == root
 
 
 def test_a_chain_that_names_a_root_which_did_not_sign_it_is_refused() -> None:
     other = certificate("other", "other", authority_extensions(1))
     chain = Chain(Chain.of((other,), SHA256).root_hash, CHAIN.ders[1:])
     with pytest.raises(CertificateError, match="CN=middle,O=tsmfs under CN=other"):
-        check_root(chain, SHA256, [ROOT, other])
+        check_root(chain, SHA256, [ROOT, other], NOW)
 
 
 def test_a_chain_under_another_root_is_refused_with_both_hashes() -> None:
     other = certificate("other", "other", authority_extensions(1))
     expected = Chain.of((other,), SHA256).root_hash.hex()
     with pytest.raises(CertificateError, match=f"{expected} expected.*{CHAIN.root_hash.hex()}"):
-        check_root(CHAIN, SHA256, [other])
+        check_root(CHAIN, SHA256, [other], NOW)
     with pytest.raises(CertificateError, match="root hash none expected"):
-        check_root(CHAIN, SHA256, [])
+        check_root(CHAIN, SHA256, [], NOW)
 
 
 def test_a_self_signed_leaf_is_refused_as_such() -> None:
     leaf = certificate("leaf", "leaf", leaf_extensions(NAME))
     assert is_self_signed(leaf)
     with pytest.raises(CertificateError, match="is self-signed and no root"):
-        check_root(Chain.of((leaf,), SHA256), SHA256, [ROOT])
+        check_root(Chain.of((leaf,), SHA256), SHA256, [ROOT], NOW)
 
 
 def _path(middle: Extensions) -> tuple[x509.Certificate, ...]:
@@ -443,9 +459,11 @@ def test_a_certificate_is_valid_from_its_first_to_its_last_second() -> None:
     )
     check_validity([leaf], first)
     check_validity([leaf], last)
-    with pytest.raises(CertificateError, match="is valid from 2025-01-01"):
+    with pytest.raises(
+        CertificateError, match="from 2025-01-01 00:00:00 UTC, it is 2024-12-31 23:59:59 UTC"
+    ):
         check_validity([leaf], datetime(2024, 12, 31, 23, 59, 59, tzinfo=UTC))
-    with pytest.raises(CertificateError, match="was valid until 2025-06-01"):
+    with pytest.raises(CertificateError, match="was valid until 2025-06-01 00:00:00 UTC, it is"):
         check_validity([leaf], datetime(2025, 6, 1, 0, 0, 1, tzinfo=UTC))
 
 

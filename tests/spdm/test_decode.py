@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 
@@ -13,11 +14,19 @@ from hypothesis import strategies as st
 from tests.spdm.peers import Link, device
 from tsmfs.spdm import ide_km, tdisp
 from tsmfs.spdm.algorithms import BaseAsym, BaseHash
-from tsmfs.spdm.decode import decode, decode_chain, decode_messages, decode_report
+from tsmfs.spdm.decode import (
+    UnreadableRestError,
+    decode,
+    decode_chain,
+    decode_messages,
+    decode_report,
+)
 from tsmfs.spdm.messages import (
     MEASUREMENT_COUNT,
+    ContentChanged,
     Error,
     ErrorCode,
+    Measurements,
     RequesterFlags,
     ResponderFlags,
     VendorDefinedRequest,
@@ -187,10 +196,26 @@ def test_an_error_is_printed_by_its_name() -> None:
     assert "error: 0xe0\n" in decode(Error(error=0xE0).pack())
 
 
-def test_what_follows_the_last_message_is_printed_as_bytes() -> None:
-    text = decode(capture().vca + b"\x13\x42\x01")
-    at = len(capture().vca)
-    assert text.endswith(f"at {at:#x}: 3 bytes are no SPDM message\n  rest: 134201")
+@pytest.mark.parametrize("print_messages", [decode, decode_messages])
+def test_messages_in_front_of_what_is_none_are_printed_and_the_rest_told(
+    print_messages: Callable[[bytes], str],
+) -> None:
+    vca = capture().vca
+    with pytest.raises(UnreadableRestError) as caught:
+        print_messages(vca + b"\x13\x42\x01")
+    assert str(caught.value) == f"at {len(vca):#x}: 3 bytes are no SPDM message"
+    assert caught.value.printed == f"{decode(vca)}\nat {len(vca):#x}:\n  rest: 134201"
+
+
+def test_a_message_that_is_cut_off_is_told_behind_those_before_it() -> None:
+    with pytest.raises(UnreadableRestError) as caught:
+        decode(capture().measurements[:-1])
+    assert caught.value.printed.startswith("GET_MEASUREMENTS (SPDM 1.3, ")
+
+
+def test_slot_and_changes_of_measurements_are_told_apart() -> None:
+    message = Measurements(version=0x12, slot=ContentChanged.UNCHANGED | 3).pack()
+    assert "\n  slot: 3\n  content_changed: 0x20 (UNCHANGED)\n" in decode(message)
 
 
 def test_long_transcripts_and_long_messages_are_read_to_their_end() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 import threading
@@ -20,6 +21,7 @@ from tsmfs.spdm.emu import (
     CLIENT_HELLO,
     SERVER_HELLO,
     Command,
+    EndpointGoneError,
     Frame,
     FrameError,
     FrameSocket,
@@ -35,6 +37,10 @@ class Echo:
     """An endpoint that answers with what it gets, marked; nothing to silent messages."""
 
     def respond(self, request: bytes) -> bytes:
+        if request.startswith(b"gone"):
+            raise EndpointGoneError("No such device")
+        if request.startswith(b"lost"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         if request.startswith(b"bug!"):
             raise RuntimeError("a bug")
         return b"" if request.startswith(b"mute") else b"clr:" + request
@@ -203,6 +209,25 @@ def test_a_bug_of_an_endpoint_ends_the_connection_that_met_it(
         with client(server) as transport:
             transport.hello()
     assert "a bug" in caplog.text
+
+
+def test_a_server_whose_endpoint_is_gone_ends_with_all_its_connections() -> None:
+    with serving(threads=True) as server, raw_client(server) as sock, client(server) as other:
+        other.hello()
+        sock.sendall(normal(ObjectType.CMA_SPDM, b"gone"))
+        assert answered(sock) == b""
+        with pytest.raises(ConnectionError):
+            other.hello()
+        assert str(server.gone) == "No such device"
+
+
+def test_an_error_of_an_endpoint_is_told_by_its_words(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with serving() as server, raw_client(server) as sock:
+        sock.sendall(normal(ObjectType.CMA_SPDM, b"lost"))
+        assert answered(sock) == b""
+    assert caplog.messages == ["a connection ended: Input/output error"]
+    assert server.gone is None
 
 
 @pytest.mark.parametrize("sent", [b"\0", header(1, 12), header(1, 12) + b"\1\0\1\0"])

@@ -14,7 +14,7 @@ from threading import Thread
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -27,6 +27,8 @@ from tsmfs.spdm import tamper
 from tsmfs.spdm.algorithms import BaseAsym, BaseHash, PrivateKey
 from tsmfs.spdm.certificates import CertificateError, Chain, check_chain, cma_name
 from tsmfs.spdm.identity import (
+    NOT_AFTER,
+    NOT_BEFORE,
     Identity,
     IdentityError,
     Slot,
@@ -296,10 +298,20 @@ def _encrypted() -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
 
 
+def _self_signed_ed25519() -> bytes:
+    key = ed25519.Ed25519PrivateKey.generate()
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "x")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, NOT_BEFORE, NOT_AFTER)
+    return builder.sign(key, None).public_bytes(Encoding.PEM)
+
+
 def _chain(kind: str) -> bytes:
     slot = make_identity(SEED, SUBJECT, BaseAsym.ECDSA_P256, BaseHash.SHA_256).slots[0]
     root, middle, leaf = pem(slot)
+    if kind == "ed25519":
+        return _self_signed_ed25519()
     return {
+        "key": private(slot.key),
         "no root": middle + leaf,
         "a gap": root + leaf,
         "nothing": b"",
@@ -312,8 +324,10 @@ def _chain(kind: str) -> bytes:
     [
         ("no root", "has no root, neither first nor last"),
         ("a gap", "CN=0000:01:00.0 slot 0,O=tsmfs under"),
-        ("nothing", r"chain\.pem: "),
-        ("no pem", r"chain\.pem: "),
+        ("nothing", r"chain\.pem has no readable certificates in PEM$"),
+        ("no pem", r"chain\.pem has no readable certificates in PEM$"),
+        ("key", r"chain\.pem is a key, not a chain of certificates in PEM$"),
+        ("ed25519", r"CN=x is signed with ED25519, not with ECDSA or RSA$"),
     ],
 )
 def test_a_chain_file_that_is_no_chain_is_refused(files: SlotFiles, kind: str, reason: str) -> None:
@@ -326,7 +340,7 @@ def test_a_chain_file_that_is_no_chain_is_refused(files: SlotFiles, kind: str, r
     ("content", "reason"),
     [
         (private(derive_key(SEED, "x", BaseAsym.ECDSA_P256)), "is not the key of the leaf"),
-        (_encrypted(), "has no private key that can be read"),
+        (_encrypted(), "has a passphrase"),
         (b"", "has no private key that can be read"),
         (b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "has no private key"),
         (

@@ -91,6 +91,15 @@ def test_a_failure_counts_only_when_locked_or_running(state: TdiState) -> None:
         assert interface.reason == (None if state is TdiState.CONFIG_UNLOCKED else "a test")
 
 
+@pytest.mark.parametrize("offset", [1, -1, 0x800, -0x1001])
+def test_a_reporting_offset_of_no_whole_pages_is_refused(offset: int) -> None:
+    interface = make_interface()
+    with refused(TdispErrorCode.INVALID_REQUEST):
+        interface.lock(LockParameters(mmio_reporting_offset=offset), 1)
+    assert interface.state is TdiState.CONFIG_UNLOCKED
+    interface.lock(LockParameters(mmio_reporting_offset=-0x1000), 1)
+
+
 def test_a_wrong_nonce_leaves_the_interface_locked_and_the_nonce_valid() -> None:
     interface = make_interface()
     nonce = interface.lock(LockParameters(), 1)

@@ -16,6 +16,9 @@ from tsmfs.description.cma import (
 )
 from tsmfs.description.table import Table
 
+_INDICES = (*range(1, MAX_MEASUREMENT + 1), MEASUREMENT_MANIFEST)
+_SAID = f"1..{MAX_MEASUREMENT}, or {MEASUREMENT_MANIFEST} for the manifest"
+
 
 def read_cma(table: Table) -> Cma | None:
     """The table ``cma`` of a function, or None."""
@@ -58,15 +61,15 @@ def _read_cma_files(table: Table) -> tuple[CmaFiles, ...]:
 def _read_measurements(table: Table) -> tuple[Measurement, ...]:
     found: dict[int, Measurement] = {}
     for sub in table.tables("measurements"):
-        index = sub.required_integer("index", 1, MEASUREMENT_MANIFEST)
+        index = sub.required_number("index", _INDICES, _SAID)
         kind = sub.one_of("kind", MeasurementKind.FIRMWARE)
+        value = sub.required_string("value")
+        sub.finish()
+        if index is None:
+            continue
         if index in found:
             sub.wrong("index", f"measurement {index} is listed before")
-        elif index > MAX_MEASUREMENT and index != MEASUREMENT_MANIFEST:
-            limits = f"1..{MAX_MEASUREMENT}, or {MEASUREMENT_MANIFEST} for the manifest"
-            sub.wrong("index", f"must be in {limits}, not {index}")
         elif (index == MEASUREMENT_MANIFEST) != (kind is MeasurementKind.MANIFEST):
             sub.wrong("kind", f"the measurement {MEASUREMENT_MANIFEST} is the manifest")
-        found[index] = Measurement(index, kind, sub.required_string("value"))
-        sub.finish()
+        found[index] = Measurement(index, kind, value)
     return tuple(found.values())

@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import enum
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Final, TypeVar
 
 from tsmfs.description.findings import Findings
@@ -71,6 +71,19 @@ class Table:
         if name not in self:
             self.wrong(name, "is required")
         return self.integer(name, low, low, high)
+
+    def required_number(self, name: str, allowed: Container[int], said: str) -> int | None:
+        """A number among ``allowed``, which is ``said`` so, without default; None for none."""
+        value = self._get(name)
+        if name not in self:
+            self.wrong(name, "is required")
+        elif isinstance(value, bool) or not isinstance(value, int):
+            self.wrong(name, f"must be an integer, not {shown(value)}")
+        elif value not in allowed:
+            self.wrong(name, f"must be in {said}, not {shown(value)}")
+        else:
+            return value
+        return None
 
     def identifier(self, name: str, default: int, low: int, high: int) -> int:
         """A number that is usually written, and always shown, in hexadecimal."""

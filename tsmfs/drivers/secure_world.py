@@ -124,7 +124,7 @@ def kernel_errors(what: str) -> Iterator[None]:
 
 def _why(error: Exception) -> str:
     """What the log has of an error."""
-    return str(error.strerror if isinstance(error, OSError) else error)
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def find_mailbox(pdev: PciDev) -> DoeTransport | None:

@@ -93,7 +93,7 @@ class SoftDevsecOps(PciTsmDevsecOps):
 
 
 def _init(host: Host, module: LoadedModule) -> None:
-    ops = SoftDevsecOps(world_of(host), preferences_of(module), host.pci.iomem)
+    ops = SoftDevsecOps(world_of(host), preferences_of(host, module), host.pci.iomem)
 
     def probe(fdev: FauxDevice) -> None:
         tsm_dev = host.tsm.register(fdev, ops)

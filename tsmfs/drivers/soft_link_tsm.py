@@ -199,7 +199,7 @@ def _key_holder(pdev: PciDev) -> IdePort | None:
 
 
 def _init(host: Host, module: LoadedModule) -> None:
-    ops = SoftLinkOps(world_of(host), preferences_of(module))
+    ops = SoftLinkOps(world_of(host), preferences_of(host, module))
 
     def ask_state(pdev: PciDev, _: bytes) -> bytes:
         from tsmfs.drivers.secure_world import state_request

@@ -7,7 +7,7 @@ import contextlib
 import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from tsmfs.drivers.host import Host, HostModule
 from tsmfs.kernel.errors import fail
@@ -46,17 +46,26 @@ PREFERENCES = (
 """Parameters of a driver that opens sessions."""
 
 
-def preferences_of(module: LoadedModule) -> Preferences:
-    """What the parameters of *module* tell; EINVAL for a slot or a version that does not exist."""
+def preferences_of(host: Host, module: LoadedModule) -> Preferences:
+    """What the parameters of *module* tell.
+
+    EINVAL, with a line in the log, for a slot or a version that does not exist.
+    """
     slot, version = module.params["slot"], module.params["version"]
     assert isinstance(slot, int)
     assert isinstance(version, str)
     if not 0 <= slot < _SLOTS:
-        fail(errno.EINVAL, f"{module.name}: no slot {slot}")
+        _invalid(host, module, "slot", f"0 to {_SLOTS - 1}")
     if version and version not in _VERSIONS:
-        fail(errno.EINVAL, f"{module.name}: no SPDM version {version!r}")
+        _invalid(host, module, "version", " or ".join(_VERSIONS))
     versions = (_VERSIONS[version],) if version else Preferences().versions
     return Preferences(slot, versions, module.params["strict"] is True)
+
+
+def _invalid(host: Host, module: LoadedModule, name: str, allowed: str) -> NoReturn:
+    text = f"{module.name}: `{module.params[name]}' invalid for parameter `{name}': {allowed}"
+    host.core.log.err(text)
+    fail(errno.EINVAL, text)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from tsmfs.pci.capability import find_capability
 from tsmfs.pci.config import Bar, ConfigSpace, bar_address
 from tsmfs.pci.ide_km import IdePort
 from tsmfs.pci.regs import field_get
-from tsmfs.spdm.interface import Interface
+from tsmfs.spdm.interface import Interface, StateChange
 from tsmfs.spdm.tdisp import (
     PAGE_SHIFT,
     InterfaceInfo,
@@ -96,11 +96,13 @@ class Tdi:
         port: IdePort | None = None,
         keyed: Callable[[int, int], bool] | None = None,
         report_filter: Callable[[], ReportFilter] = lambda: honest,
+        on_change: StateChange | None = None,
     ) -> None:
         """Watch *config* from now on.
 
         *port* is where the device's streams are, *keyed* tells whether a stream has keys of a
-        session (by both IDs).
+        session (by both IDs). *on_change* is told of the interface's states, perhaps with the lock
+        of *config* held.
         """
         self._config = config
         self._bars = bars
@@ -109,7 +111,7 @@ class Tdi:
         self._filter = report_filter
         self._msix = find_capability(config, regs.PCI_CAP_ID_MSIX)
         self._stream: int | None = None
-        self.interface = Interface(function_id, self._report, self._check_lock)
+        self.interface = Interface(function_id, self._report, self._check_lock, on_change=on_change)
         if port is not None:
             port.on_lost.append(self._stream_lost)
         self._watch()

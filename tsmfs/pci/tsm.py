@@ -246,8 +246,14 @@ def encrypt_ranges(
     try:
         for index, start, end in ranges:
             bar = bars.get(index)
-            if bar is None or not free[index] <= start <= end <= bar.end:
+            if bar is None or not bar.start <= start <= end <= bar.end:
                 fail(errno.EINVAL, f"interface report: {start:#x}-{end:#x} is not in BAR {index}")
+            if start < free[index]:
+                fail(
+                    errno.EINVAL,
+                    f"interface report: {start:#x}-{end:#x} overlaps or precedes the range before "
+                    f"it in BAR {index}",
+                )
             free[index] = end + 1
             private = Resource(start, end, PCI_MMIO_ENCRYPTED, IORESOURCE_MEM)
             iomem.insert(private)

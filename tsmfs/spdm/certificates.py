@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Self, TypeVar
 
@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtensionOID
+from cryptography.x509.oid import ExtensionOID, ObjectIdentifier, SignatureAlgorithmOID
 
 from tsmfs.spdm.algorithms import BaseAsym, BaseHash, PublicKey
 from tsmfs.spdm.messages import CHAIN_HEADER_SIZE, Version
@@ -395,14 +395,26 @@ def is_self_signed(certificate: x509.Certificate) -> bool:
     return True
 
 
+def _algorithm(certificate: x509.Certificate) -> str:
+    """What SPDM here has no use for, by its name if it has one."""
+    oid = certificate.signature_algorithm_oid
+    names = (
+        name
+        for name, known in vars(SignatureAlgorithmOID).items()
+        if isinstance(known, ObjectIdentifier) and known == oid
+    )
+    return f"{next(names, oid.dotted_string)}, not with ECDSA or RSA"
+
+
 def check_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
     """Raise CertificateError unless the key of `issuer` signed `certificate`, under its name."""
     subject = subject_of(certificate)
     try:
         kind = certificate.signature_hash_algorithm
         if kind is None or kind.name not in _HASHES:
-            name = kind.name if kind else "no hash"
-            raise CertificateError(f"{subject} is signed over {name}, not SHA-2")
+            if kind is None:
+                raise CertificateError(f"{subject} is signed with {_algorithm(certificate)}")
+            raise CertificateError(f"{subject} is signed over {kind.name}, not SHA-2")
         certificate.verify_directly_issued_by(issuer)
     except InvalidSignature:
         raise CertificateError(
@@ -453,12 +465,13 @@ def _check_authority(issuer: x509.Certificate, below: int) -> None:
 
 
 def check_root(
-    chain: Chain, base_hash: BaseHash, roots: Iterable[x509.Certificate]
+    chain: Chain, base_hash: BaseHash, roots: Iterable[x509.Certificate], now: datetime
 ) -> x509.Certificate:
     """The one of `roots` that a chain begins at.
 
     Raises CertificateError if there is none: the chain names its root by a hash, and begins with
-    it or with what it signed.
+    it or with what it signed. A root that the chain leaves out has to be valid at `now`; the
+    others are for `check_validity`.
     """
     trusted = {base_hash.digest(root.public_bytes(Encoding.DER)): root for root in roots}
     first = chain.certificates[0]
@@ -473,11 +486,17 @@ def check_root(
     if base_hash.digest(chain.ders[0]) != chain.root_hash:
         _check_authority(root, len(chain.ders) - 1)
         check_issued(first, root)
+        check_validity((root,), now)
     return root
 
 
 def _list(words: Iterable[str]) -> str:
     return " or ".join(words) or "none"
+
+
+def utc(moment: datetime) -> str:
+    """`moment`, which has a time zone, as reports show it."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def check_validity(certificates: Iterable[x509.Certificate], now: datetime) -> None:
@@ -488,9 +507,13 @@ def check_validity(certificates: Iterable[x509.Certificate], now: datetime) -> N
         except ValueError as error:
             raise CertificateError(f"validity of {subject_of(certificate)}: {error}") from None
         if now < start:
-            raise CertificateError(f"{subject_of(certificate)} is valid from {start}, it is {now}")
+            raise CertificateError(
+                f"{subject_of(certificate)} is valid from {utc(start)}, it is {utc(now)}"
+            )
         if now > end:
-            raise CertificateError(f"{subject_of(certificate)} was valid until {end}, it is {now}")
+            raise CertificateError(
+                f"{subject_of(certificate)} was valid until {utc(end)}, it is {utc(now)}"
+            )
 
 
 def check_usage(leaf: x509.Certificate, base_asym: BaseAsym, version: int) -> None:
@@ -544,7 +567,7 @@ def check_chain(
     Raises CertificateError with the reason of the first that does not.
     """
     chain = Chain.parse(data, base_hash)
-    check_root(chain, base_hash, roots)
+    check_root(chain, base_hash, roots, now)
     check_path(chain.certificates)
     check_validity(chain.certificates, now)
     check_usage(chain.leaf, base_asym, version)

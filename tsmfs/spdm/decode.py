@@ -25,9 +25,11 @@ from tsmfs.spdm.certificates import (
     public_key,
     spdm_oids,
     subject_of,
+    utc,
 )
 from tsmfs.spdm.measurements import MeasurementBlock, MeasurementKind, parse_record
 from tsmfs.spdm.messages import (
+    CONTENT_MASK,
     MESSAGES,
     AlgorithmsResponse,
     AlgorithmTable,
@@ -36,6 +38,7 @@ from tsmfs.spdm.messages import (
     Challenge,
     ChallengeAuth,
     Code,
+    ContentChanged,
     Digests,
     Finish,
     FinishResponse,
@@ -153,6 +156,9 @@ def _fields(owner: object) -> Iterator[str]:
             owner, VendorDefinedRequest | VendorDefinedResponse
         ):
             yield from _payload(owner)
+        elif field.name == "slot" and isinstance(owner, Measurements):
+            yield from _value(owner, "slot", value & ~CONTENT_MASK, 0)
+            yield f"content_changed: {_member(ContentChanged, value & CONTENT_MASK)}"
         elif not field.repr:
             yield f"{field.name}: {len(value)} bytes, not shown"
         elif field.name == "record":
@@ -329,11 +335,20 @@ def _take(reader: _Reader, data: bytes, at: int) -> tuple[Message, int]:
         return reader.take(data[at:])
 
 
+class UnreadableRestError(SpdmDecodeError):
+    """Messages can be read up to a place, and no further."""
+
+    def __init__(self, printed: str, reason: str) -> None:
+        super().__init__(reason)
+        self.printed = printed
+        """The messages, and the rest as bytes."""
+
+
 def decode_messages(data: bytes, sizes: Sizes | None = None) -> str:
     """Print the messages in `data`, one behind the other: VCA, L1/L2, or a single one.
 
     `sizes` are those negotiated, where `data` does not have ALGORITHMS. Raises SpdmDecodeError if
-    `data` does not begin with a message; what cannot be read behind it is printed as bytes.
+    `data` does not begin with a message, UnreadableRestError for what cannot be read behind one.
     """
     reader = _Reader(sizes)
     lines: list[str] = []
@@ -344,9 +359,9 @@ def decode_messages(data: bytes, sizes: Sizes | None = None) -> str:
         except SpdmDecodeError as error:
             if at == 0:
                 raise
-            lines.append(f"at {at:#x}: {error}")
+            lines.append(f"at {at:#x}:")
             lines.extend(_indented(_hex("rest", data[at:])))
-            break
+            raise UnreadableRestError("\n".join(lines), f"at {at:#x}: {error}") from None
         lines.extend(_message_lines(message, size))
         at += size
     return "\n".join(lines)
@@ -412,7 +427,7 @@ _CERTIFICATE_FIELDS: Mapping[str, Callable[[x509.Certificate], str]] = {
     "subject": subject_of,
     "issuer": issuer_of,
     "serial": lambda one: f"{one.serial_number:x}",
-    "valid": lambda one: f"{one.not_valid_before_utc} to {one.not_valid_after_utc}",
+    "valid": lambda one: f"{utc(one.not_valid_before_utc)} to {utc(one.not_valid_after_utc)}",
     "key": _key_name,
     "device": _device_name,
     "SPDM extension": lambda one: ", ".join(sorted(spdm_oids(one))),
@@ -438,11 +453,16 @@ _KINDS: Mapping[str, Callable[[bytes], str]] = {
 
 
 def decode(data: bytes) -> str:
-    """Print `data`, whichever of the three it is. Raises SpdmDecodeError if it is none."""
+    """Print `data`, whichever of the three it is.
+
+    Raises SpdmDecodeError if it is none, UnreadableRestError as `decode_messages` does.
+    """
     problems = []
     for name, print_kind in _KINDS.items():
         try:
             return print_kind(data)
+        except UnreadableRestError:
+            raise
         except SpdmDecodeError as error:
             problems.append(f"{name}: {error}")
     raise SpdmDecodeError("; ".join(problems))

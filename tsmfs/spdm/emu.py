@@ -153,8 +153,15 @@ class FrameSocket:
         self._sock.close()
 
 
+class EndpointGoneError(Exception):
+    """What answers behind a server is no more, and does not come back."""
+
+
 class Endpoint(Protocol):
-    """What answers SPDM behind a server: a `Responder`, or a device's mailbox."""
+    """What answers SPDM behind a server: a `Responder`, or a device's mailbox.
+
+    Either method may raise EndpointGoneError.
+    """
 
     def respond(self, request: bytes) -> bytes:
         """The response to an SPDM message in the clear; empty for none."""
@@ -212,7 +219,8 @@ class Server:
     """A listening socket in front of endpoints.
 
     `endpoint` is called for each connection; what it returns may be the same object each time:
-    its answers are given under one lock.
+    its answers are given under one lock. EndpointGoneError, of it or of what it returns, ends the
+    server.
     """
 
     def __init__(
@@ -231,6 +239,8 @@ class Server:
         self._peers_lock = threading.Lock()
         self._peers: set[FrameSocket] = set()
         self._ended = threading.Event()
+        self.gone: EndpointGoneError | None = None
+        """Why the server ended by itself."""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -300,7 +310,7 @@ class Server:
                 try:
                     sock, _ = self._listener.accept()
                 except OSError as error:
-                    _log.warning("a connection was not accepted: %s", error)
+                    _log.warning("a connection was not accepted: %s", error.strerror or error)
                     self._ended.wait(ACCEPT_PAUSE)
                     continue
                 peer = FrameSocket(sock, self._limit)
@@ -314,7 +324,12 @@ class Server:
         try:
             if not serve_connection(peer, self._endpoint(), self._answering):
                 self.end()
-        except (FrameError, SpdmDecodeError, OSError) as error:
+        except EndpointGoneError as error:
+            self.gone = error
+            self.end()
+        except OSError as error:
+            _log.info("a connection ended: %s", error.strerror or error)
+        except (FrameError, SpdmDecodeError) as error:
             _log.info("a connection ended: %s", error)
         except Exception:
             _log.exception("a connection ended by an error of its endpoint")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ from tsmfs.spdm.certificates import (
     CertificateError,
     Chain,
     CmaName,
+    check_issued,
     check_path,
     is_self_signed,
     public_key,
@@ -53,6 +55,7 @@ NOT_AFTER = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 ORGANIZATION = "tsmfs"
 
 _COMMON_NAME_MAX = 64
+_KEY_LABEL = re.compile(rb"-----BEGIN [A-Z ]*KEY-----")
 _SERIAL_BYTES = 16
 _EXPONENT = 65537
 _SIEVE_LIMIT = 1 << 16
@@ -475,15 +478,20 @@ def _load_slot(paths: SlotFiles, base_hash: BaseHash, report: Callable[[str], No
 
 
 def _load_chain(path: Path) -> tuple[x509.Certificate, ...]:
+    data = path.read_bytes()
     try:
-        certificates = x509.load_pem_x509_certificates(path.read_bytes())
-    except ValueError as error:
-        raise IdentityError(f"{path}: {error}") from None
-    if not is_self_signed(certificates[0]):
-        certificates.reverse()
-    if not is_self_signed(certificates[0]):
-        raise IdentityError(f"{path} has no root, neither first nor last")
+        certificates = x509.load_pem_x509_certificates(data)
+    except ValueError:
+        what = "is a key, not a chain of" if _KEY_LABEL.search(data) else "has no readable"
+        raise IdentityError(f"{path} {what} certificates in PEM") from None
     try:
+        if not is_self_signed(certificates[0]):
+            certificates.reverse()
+        if not is_self_signed(certificates[0]):
+            for one in certificates:
+                if one.subject == one.issuer:
+                    check_issued(one, one)
+            raise IdentityError(f"{path} has no root, neither first nor last")
         check_path(certificates)
         Chain.of(certificates, BaseHash.SHA_512).pack()
         public_key(certificates[-1])
@@ -500,7 +508,9 @@ def _load_key(path: Path, report: Callable[[str], None]) -> PrivateKey:
         report(f"{path}: mode {stat.S_IMODE(mode):04o}, others than its owner may use the key")
     try:
         key = load_pem_private_key(data, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except TypeError:
+        raise IdentityError(f"{path} has a passphrase: the key has to be without one") from None
+    except (ValueError, UnsupportedAlgorithm):
         # The library's own words may quote what is in the file.
         raise IdentityError(f"{path} has no private key that can be read") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):

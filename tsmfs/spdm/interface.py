@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from tsmfs.spdm.tdisp import (
     MAX_REPORT_SIZE,
     NONCE_SIZE,
+    PAGE_SHIFT,
     InterfaceInfo,
     LockFlags,
     LockParameters,
@@ -98,7 +99,8 @@ class Interface:
     def lock(self, parameters: LockParameters, session: int) -> bytes:
         """Lock the configuration for `session` and return the nonce to start with.
 
-        Raises TdispError: INVALID_REQUEST for flags that are not supported,
+        Raises TdispError: INVALID_REQUEST for flags that are not supported and for a reporting
+        offset that is not of whole pages (the report has page numbers, 11.3.11),
         INVALID_INTERFACE_STATE unless unlocked, BUSY while another lock is under way,
         INSUFFICIENT_ENTROPY, INVALID_DEVICE_CONFIGURATION if the configuration changed meanwhile
         or cannot be reported, and what `lockable` and `report_source` raise.
@@ -107,6 +109,11 @@ class Interface:
         if unsupported:
             raise TdispError(
                 TdispErrorCode.INVALID_REQUEST, f"lock flags {unsupported:#x} are not supported"
+            )
+        if parameters.mmio_reporting_offset % _PAGE_SIZE:
+            raise TdispError(
+                TdispErrorCode.INVALID_REQUEST,
+                f"reporting offset {parameters.mmio_reporting_offset:#x} is not of whole pages",
             )
         with self._mutex:
             self._require(TdiState.CONFIG_UNLOCKED)
@@ -230,6 +237,8 @@ class Interface:
 
 
 _ALL_LOCK_FLAGS = sum(LockFlags)
+
+_PAGE_SIZE = 1 << PAGE_SHIFT
 
 
 def _packed_report(report: Report) -> bytes:

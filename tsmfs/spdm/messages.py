@@ -41,6 +41,8 @@ CONTEXT_SIZE = 8
 
 SLOT_COUNT = 8
 SLOT_MASK = 0x0F
+CONTENT_MASK = 0x30
+"""Where `ContentChanged` is in the byte that has the slot, too."""
 PUBLIC_KEY_SLOT = 0x0F
 """Slot number that means a provisioned public key instead of a certificate chain."""
 

@@ -29,6 +29,7 @@ from tsmfs.spdm.algorithms import (
 from tsmfs.spdm.certificates import CertificateError, Chain, public_key
 from tsmfs.spdm.exchange import Exchange, Limits, PeerError, VerificationError
 from tsmfs.spdm.messages import (
+    CONTENT_MASK,
     CONTEXT_SIZE,
     MEASUREMENT_ALL,
     MEASUREMENT_COUNT,
@@ -112,7 +113,6 @@ CT_EXPONENT = 20
 
 _CERTIFICATE_HEADER = 8
 _MAX_CHAIN = 0xFFFF
-_CONTENT_CHANGED = 0x30
 _SESSION_HALF = 0xFFFF
 
 _SKIPS_CHALLENGE = (GetMeasurements, KeyExchange, KeyUpdate, Heartbeat, EndSession)
@@ -398,7 +398,7 @@ class _Dialogue:
             total=response.total if request.operation == MEASUREMENT_COUNT else 0,
             nonce=response.nonce,
             opaque=response.opaque,
-            content_changed=response.slot & _CONTENT_CHANGED if signed else 0,
+            content_changed=response.slot & CONTENT_MASK if signed else 0,
             signature=response.signature,
         )
         if signed:
