@@ -56,7 +56,7 @@ def commands(finished: subprocess.CompletedProcess[str]) -> dict[str, set[str]]:
 def test_tests_take_tools_and_compilers(bare_path: Path) -> None:
     named = commands(setup("test", bare_path))
     assert named["apt-get"] >= {
-        *("pciutils", "udev", "shellcheck", "strace", "stress-ng", "libnl-utils"),
+        *("pciutils", "udev", "shellcheck", "strace", "stress-ng", "libnl-utils", "openssl"),
         *("gcc", "libc6-dev", "make", "libmnl-dev", "libnl-genl-3-dev"),
         *("golang-go", "golang-github-mdlayher-genetlink-dev"),
     }
