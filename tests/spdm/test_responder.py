@@ -128,6 +128,15 @@ def test_a_version_that_is_not_spoken_is_refused(version: int) -> None:
     assert error_of(peer.ask(request)) == refusal(ErrorCode.VERSION_MISMATCH)
 
 
+@pytest.mark.parametrize("version", [0x12, 0x13])
+def test_a_refusal_of_capabilities_is_of_the_version_that_was_asked_for(version: int) -> None:
+    peer = Peer(version=version)
+    peer.get_version()
+    answer = peer.ask(replace(peer.capabilities(), data_transfer_size=1))
+    assert error_of(answer) == refusal(ErrorCode.INVALID_REQUEST)
+    assert answer[0] == version
+
+
 def test_a_request_of_another_version_than_the_negotiated_is_refused() -> None:
     peer = Peer(version=0x12).connect()
     assert error_of(peer.ask(GetDigests(version=0x13))) == refusal(ErrorCode.VERSION_MISMATCH)

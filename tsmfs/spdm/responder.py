@@ -276,11 +276,21 @@ class Responder:
         if request[1:2] == bytes((Code.GET_MEASUREMENTS,)):
             call.channel.forget_l1()
         _log.debug("request %s refused: %s", request[:HEADER_SIZE].hex(), refusal)
-        return self._error(refusal)
+        return self._error(refusal, self._refusing_version(request))
 
-    def _error(self, error: SpdmError) -> bytes:
+    def _refusing_version(self, request: bytes) -> int:
+        """The version of a refusal: until one is agreed on, what GET_CAPABILITIES asks for."""
+        if (
+            self._connection.state < State.CAPABILITIES
+            and request[1:2] == bytes((Code.GET_CAPABILITIES,))
+            and request[0] in self._versions
+        ):
+            return request[0]
+        return self._connection.version
+
+    def _error(self, error: SpdmError, version: int | None = None) -> bytes:
         return Error(
-            version=self._connection.version,
+            version=self._connection.version if version is None else version,
             error=error.code,
             data=error.data,
             extended=error.extended,
