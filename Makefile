@@ -2,7 +2,7 @@
 # `make demo` and `make test` each set up all they need.
 
 PYTHON := .venv/bin/python
-SHELL_SCRIPTS = $(shell grep -rlE '^\#!.*[ /](ba)?sh$$' bin tsmfs/bin .ci tests Documentation)
+SHELL_SCRIPTS = $(shell grep -rlE --exclude='*.md' --exclude='*.py' '^\#!.*[ /](ba)?sh$$' bin tsmfs/bin .ci tests Documentation)
 
 .PHONY: help demo test lint bench man clean
 
