@@ -38,7 +38,7 @@ from tsmfs.pci.capability import (
 from tsmfs.pci.config import Bar, ConfigSpace, Header0, Header1, HeaderVf
 from tsmfs.pci.doe import DoeMailbox, Feature, Handler
 from tsmfs.pci.firmware import Space, demands
-from tsmfs.pci.hardware import HwBus, HwFunction
+from tsmfs.pci.hardware import HwBus, HwFunction, pci_name
 from tsmfs.pci.regs import PciBusSpeed, PciExpType
 
 _C = TypeVar("_C", bound=Capability)
@@ -182,8 +182,7 @@ class BuiltFunction:
     @property
     def name(self) -> str:
         """``DDDD:BB:DD.F``."""
-        function = self.function
-        return f"{self.domain:04x}:{self.bus:02x}:{function.slot:02x}.{function.function}"
+        return pci_name(self.domain, self.bus, self.function.devfn)
 
     def capability(self, kind: type[_C]) -> tuple[_C, int] | None:
         """Its capability of that kind, and where it is."""

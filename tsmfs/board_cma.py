@@ -21,7 +21,7 @@ from tsmfs.pci.capability import Doe, Ide, Sriov
 from tsmfs.pci.cma import CmaDevice, Nature, Origin
 from tsmfs.pci.config import ConfigSpace
 from tsmfs.pci.doe import DoeMailbox
-from tsmfs.pci.hardware import HwFunction
+from tsmfs.pci.hardware import HwFunction, pci_name
 from tsmfs.pci.ide_km import IdePort
 from tsmfs.pci.tdisp import MemoryBar, Tdi, memory_bars, vf_memory_bars, watch_vfs
 from tsmfs.spdm.interface import Interface
@@ -189,14 +189,10 @@ def _add_interface(
         port=device.port,
         keyed=device.keyed,
         report_filter=device.report_filter,
-        on_change=partial(_changed, report, _name(domain, rid)),
+        on_change=partial(_changed, report, pci_name(domain, rid >> 8, rid & 0xFF)),
     )
-    device.add_interface(tdi, exists)
+    device.tdis.add(tdi, exists)
     return tdi.interface
-
-
-def _name(domain: int, rid: int) -> str:
-    return f"{domain:04x}:{rid >> 8:02x}:{rid >> 3 & 0x1F:02x}.{rid & 7}"
 
 
 def _changed(

@@ -18,7 +18,7 @@ from tsmfs.kernel.printk import ByteRing, Log
 from tsmfs.kernel.resource import Resource
 from tsmfs.kernel.task import CAP_SYS_ADMIN, current
 from tsmfs.pci.core import PciCore
-from tsmfs.pci.hardware import HwBus
+from tsmfs.pci.hardware import HwBus, pci_name
 
 if TYPE_CHECKING:
     from tsmfs.pci.cma import CmaDevice
@@ -137,8 +137,7 @@ def _devices_with_keys(pci: PciCore) -> Iterator[tuple[str, CmaDevice]]:
     for bridge in pci.host_bridges:
         for bus, function in bridge.hw_root.walk():
             if function.cma is not None:
-                slot, number = function.slot, function.devfn & 7
-                yield f"{bridge.domain:04x}:{bus.number:02x}:{slot:02x}.{number}", function.cma
+                yield pci_name(bridge.domain, bus.number, function.devfn), function.cma
 
 
 def _tamper_file(pci: PciCore) -> BinAttribute:
@@ -152,7 +151,7 @@ def _tamper_file(pci: PciCore) -> BinAttribute:
             fail(errno.EINVAL)
         name, *words = text.split()
         domain, number, slot, function = parse_bdf(name.encode())
-        wanted = f"{domain:04x}:{number:02x}:{slot:02x}.{function}"
+        wanted = pci_name(domain, number, slot << 3 | function)
         device = dict(_devices_with_keys(pci)).get(wanted)
         if device is None:
             fail(errno.ENODEV)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -215,6 +216,70 @@ def test_deferred_work_runs_before_the_write_returns_and_without_the_lock() -> N
     config.on_write(0, 1, hook)
     config.write(0, 1, 7)
     assert seen == [7]
+
+
+@given(
+    definitions(),
+    st.sampled_from(((), ((0, 4),), ((0, 2),), ((0, 4), (2, 2)))),
+    st.lists(st.integers(0, 0xFFFF_FFFF), max_size=6),
+)
+def test_a_stream_of_accesses_is_as_many_single_ones(
+    definition: tuple[int, int, int, int, int],
+    hooked: tuple[tuple[int, int], ...],
+    dwords: list[int],
+) -> None:
+    calls: list[list[tuple[int, int]]] = []
+
+    def space() -> ConfigSpace:
+        config = ConfigSpace()
+        config.define(*definition)
+        seen: list[tuple[int, int]] = []
+        calls.append(seen)
+
+        def hook(old: int, new: int) -> int:
+            seen.append((old, new))
+            return old + new
+
+        for pos, size in hooked:
+            config.on_write(pos, size, hook)
+        return config
+
+    together, apart = space(), space()
+    together.write_stream(0, dwords)
+    for dword in dwords:
+        apart.write(0, 4, dword)
+    read = []
+    for _ in dwords:
+        read.append(apart.read(0, 4))
+        apart.write(0, 4, 0)
+    assert together.read_stream(0, len(dwords)) == read
+    assert together.read_bytes(0, SPAN) == apart.read_bytes(0, SPAN)
+    assert calls[0] == calls[1]
+
+
+def test_work_that_a_stream_defers_runs_once_it_is_written_and_without_the_lock() -> None:
+    config = ConfigSpace()
+    seen: list[tuple[int, bool]] = []
+
+    def look() -> None:
+        with ThreadPoolExecutor(1) as other:
+            seen.append((config.read(0, 4), other.submit(config.read, 0, 4).result(5) == 2))
+
+    def hook(old: int, new: int) -> int:
+        config.defer(look)
+        return new
+
+    config.define(0, 4, 0, rw_mask=0xFFFF_FFFF)
+    config.on_write(0, 4, hook)
+    config.write_stream(0, [1, 2])
+    assert seen == [(2, True), (2, True)]
+
+
+def test_a_register_that_is_made_up_is_not_read_as_a_stream() -> None:
+    config = ConfigSpace()
+    config.on_read(0, 4, lambda value: value)
+    with pytest.raises(ValueError, match="0x0"):
+        config.read_stream(0, 1)
 
 
 def test_reset_hooks_still_see_the_old_values() -> None:

@@ -23,7 +23,7 @@ from tsmfs.pci.capability import (
     find_capability,
     find_ext_capability,
 )
-from tsmfs.pci.config import Bar, ConfigSpace, Header0, set_bar_address
+from tsmfs.pci.config import Bar, ConfigSpace, Header0, Header1, set_bar_address
 from tsmfs.pci.ide_km import IdePort
 from tsmfs.pci.tdisp import Tdi, TdiTable, memory_bars
 from tsmfs.spdm.ide_km import stream_slots
@@ -284,6 +284,29 @@ def test_no_write_to_the_header_changes_a_bar_under_a_lock(
     assert interface.state is (TdiState.ERROR if changed else state)
 
 
+@pytest.mark.parametrize(
+    ("pos", "size", "value", "state"),
+    [
+        pytest.param(regs.PCI_BASE_ADDRESS_0, 4, 0x9000_0000, TdiState.ERROR, id="BAR 0"),
+        pytest.param(regs.PCI_SUBORDINATE_BUS, 1, 9, TdiState.CONFIG_LOCKED, id="bus number"),
+        pytest.param(regs.PCI_MEMORY_LIMIT, 2, 0x9990, TdiState.CONFIG_LOCKED, id="window"),
+    ],
+)
+def test_bus_numbers_and_windows_of_a_switch_are_no_bars(
+    pos: int, size: int, value: int, state: TdiState
+) -> None:
+    config = ConfigSpace()
+    bars = (Bar(0, 0x1000),)
+    Header1(0x1B36, 0x000C, bars=bars).write(config)
+    set_bar_address(config, 0, 0x8000_0000)
+    interface = tdi_of(config, bars).interface
+    interface.lock(LockParameters(), SESSION)
+    before = config.read(pos, size)
+    config.write(pos, size, value)
+    assert config.read(pos, size) != before
+    assert interface.state is state
+
+
 def test_power_on_unlocks_every_interface() -> None:
     config = function()
     tdi = tdi_of(config)
@@ -347,6 +370,20 @@ def test_a_stream_whose_keys_are_of_another_session_is_refused() -> None:
     with pytest.raises(TdispError):
         tdi.interface.lock(LockParameters(stream_id=3), SESSION + 1)
     tdi.interface.lock(LockParameters(stream_id=3), SESSION)
+
+
+def test_a_stream_that_is_lost_while_the_lock_is_under_way_fails_it() -> None:
+    _, _, port = keyed_port()
+
+    def keyed(stream: int, session: int) -> bool:
+        port.stop(stream_slots(0, 3)[0])
+        return True
+
+    tdi = Tdi(0x0100, function(), [], port=port, keyed=keyed)
+    with pytest.raises(TdispError) as info:
+        tdi.interface.lock(LockParameters(stream_id=3), SESSION)
+    assert info.value.code == TdispErrorCode.INVALID_DEVICE_CONFIGURATION
+    assert tdi.interface.state is TdiState.CONFIG_UNLOCKED
 
 
 def test_a_stream_that_is_not_the_locks_may_be_lost() -> None:

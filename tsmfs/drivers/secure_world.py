@@ -160,7 +160,7 @@ def cma_name_of(pdev: PciDev) -> CmaName:
     serial = None
     if pos:
         serial = bytes(reversed(pdev.config.read_bytes(pos + 4, 8)))
-    bridge = pdev.hw.secondary is not None
+    bridge = pdev.subordinate is not None
     return CmaName(
         vendor=pdev.vendor,
         device=pdev.device,

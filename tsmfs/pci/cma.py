@@ -8,7 +8,6 @@ and certificates are made then, and the cryptography is imported then.
 from __future__ import annotations
 
 import errno
-import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from tsmfs.pci.regs import (
     PCI_DOE_FEATURE_SSESSION,
     PCI_VENDOR_ID_PCI_SIG,
 )
-from tsmfs.pci.tdisp import ReportFilter, Tdi, TdiTable, honest
+from tsmfs.pci.tdisp import ReportFilter, TdiTable, honest
 from tsmfs.spdm.ide_km import IdeKmResponder
 from tsmfs.spdm.tdisp_responder import TdispResponder
 from tsmfs.spdm.vendor import PciProtocol, VendorResponder
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from tsmfs.spdm.identity import Identity, Subject
     from tsmfs.spdm.measurements import MeasurementSource
     from tsmfs.spdm.responder import Responder, Signer
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,10 +210,6 @@ class CmaDevice:
     def relay(self) -> Relay:
         """What a TSM's request for signed measurements goes through."""
         return self._disguise.relay or direct
-
-    def add_interface(self, tdi: Tdi, exists: Callable[[], bool] = lambda: True) -> None:
-        """Manage *tdi*, as `TdiTable.add` has it."""
-        self.tdis.add(tdi, exists)
 
     @property
     def disguise(self) -> Disguise:

@@ -266,7 +266,7 @@ class ConfigSpace:
             live = int.from_bytes(self._live[pos : pos + 4], "little")
             store = _whole(hooks) or partial(self._merged, hooks)
             for dword in dwords:
-                live = store(live, (live & ~rw | dword & rw) & ~(dword & rw1c))
+                live = store(live, (live & ~rw | dword & rw) & ~(dword & rw1c)) & _SIZE_MASK[4]
             self._live[pos : pos + 4] = live.to_bytes(4, "little")
             actions = self._take_deferred()
         for action in actions:
@@ -289,7 +289,7 @@ class ConfigSpace:
             store = _whole(hooks) or partial(self._merged, hooks)
             for _ in range(count):
                 taken.append(live)
-                live = store(live, live & keep)
+                live = store(live, live & keep) & _SIZE_MASK[4]
             self._live[pos : pos + 4] = live.to_bytes(4, "little")
             actions = self._take_deferred()
         for action in actions:

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from tsmfs.pci.ide_km import IdePort
 
 
+def pci_name(domain: int, bus: int, devfn: int) -> str:
+    """``DDDD:BB:DD.F`` of a function; *devfn* is its device and function number."""
+    return f"{domain:04x}:{bus:02x}:{devfn >> 3 & 0x1F:02x}.{devfn & 7}"
+
+
 @dataclass(slots=True, eq=False)
 class HwFunction:
     """One function of a device in a slot."""

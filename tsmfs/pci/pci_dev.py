@@ -20,7 +20,7 @@ from tsmfs.kernel.errors import fail
 from tsmfs.kernel.module import LoadedModule
 from tsmfs.kernel.resource import Resource
 from tsmfs.pci.config import ConfigSpace
-from tsmfs.pci.hardware import HwBus, HwFunction
+from tsmfs.pci.hardware import HwBus, HwFunction, pci_name
 from tsmfs.pci.regs import PciExpType
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class PciDev(Device):
         domain = bus.host_bridge.domain
         # A virtual function's bus number may lie beyond that of the bus it is enumerated on.
         number = bus.number + (devfn >> 8)
-        name = f"{domain:04x}:{number:02x}:{devfn >> 3 & 0x1F:02x}.{devfn & 7}"
+        name = pci_name(domain, number, devfn)
         super().__init__(core, name, parent=bus.bridge, bus=bus_type)
         self.pm_control = "on"
         self.pm_enabled = True

@@ -126,14 +126,17 @@ class Tdi:
 
     def _check_lock(self, parameters: LockParameters, session: int) -> None:
         stream_id = parameters.stream_id
+        # Before the look at it: a stream that is lost from then on disturbs the lock.
+        self._stream = stream_id
         secure = self._port.secure_streams() if self._port is not None else frozenset()
-        if secure:
-            keyed = self._keyed is None or self._keyed(stream_id, session)
-            if stream_id not in secure or not keyed:
-                raise TdispError(
-                    TdispErrorCode.INVALID_REQUEST, f"stream {stream_id} is not of this session"
-                )
-        self._stream = stream_id if secure else None
+        if not secure:
+            self._stream = None
+            return
+        keyed = self._keyed is None or self._keyed(stream_id, session)
+        if stream_id not in secure or not keyed:
+            raise TdispError(
+                TdispErrorCode.INVALID_REQUEST, f"stream {stream_id} is not of this session"
+            )
 
     def _report(self, parameters: LockParameters) -> Report:
         flags = LockFlags(parameters.flags)
@@ -198,7 +201,10 @@ class Tdi:
     def _watch(self) -> None:
         config = self._config
         config.on_write(regs.PCI_COMMAND, 2, self._command_written)
-        for bar in range(regs.PCI_STD_NUM_BARS):
+        header = config.read(regs.PCI_HEADER_TYPE, 1) & regs.PCI_HEADER_TYPE_MASK
+        # A header of type 1 has bus numbers and windows behind its two BARs.
+        bars = 2 if header == regs.PCI_HEADER_TYPE_BRIDGE else regs.PCI_STD_NUM_BARS
+        for bar in range(bars):
             position = regs.PCI_BASE_ADDRESS_0 + 4 * bar
             config.on_write(position, 4, partial(self._written, f"BAR {bar} was changed"))
         if self._msix:

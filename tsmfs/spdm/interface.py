@@ -32,7 +32,7 @@ Lockable = Callable[[LockParameters, int], None]
 """Raises TdispError unless the interface may be locked by the session with this ID."""
 
 StateChange = Callable[["Interface", TdiState, TdiState], None]
-"""Told of a change from one state to another; called without locks held."""
+"""Told of a change from one state to another, without the interface's own lock held."""
 
 
 def _always_lockable(parameters: LockParameters, session: int) -> None:
