@@ -220,6 +220,19 @@ def test_a_function_is_accepted_when_attestation_succeeds() -> None:
     assert lines == ["0", "0", "1", "1"]
 
 
+def test_a_connected_function_is_not_attested() -> None:
+    lines = output(
+        """
+        echo tsm0 >$device/tsm/connect
+        cat $device/tsm/lock $device/tsm/accept
+        for name in $devices/*; do udevadm trigger --settle --action=change $name; done
+        cat $device/tsm/accept
+        """,
+        "attest",
+    )
+    assert lines == ["tsm0", "0", "0"]
+
+
 def test_a_function_stays_locked_when_attestation_fails() -> None:
     done = session(
         f"""{SHELL}{PREPARE}
