@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_line import Result, Run
+from tsmfs.cli import main
+
 MODULES = """\
 devsec_tsm 16384 0 - Live 0x0000000000000000
 devsec_bus 16384 0 - Live 0x0000000000000000
@@ -32,3 +35,19 @@ def fake_sysfs(tmp_path: Path) -> Path:
     (control / "modules").write_text(MODULES)
     (control / "modinfo").write_text(MODINFO)
     return tmp_path / "sysfs"
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the command as the console script does; it works on no machine unless told to."""
+    monkeypatch.delenv("TSMFS_SYSFS", raising=False)
+
+    def run_main(*arguments: str | Path) -> Result:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Result(ended.value.code, out, err)
+
+    return run_main

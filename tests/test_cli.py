@@ -23,37 +23,12 @@ from netlink.evidence import serve_device_evidence, serve_pci_tsm
 from netlink.record import RECORD
 from netlink.server import Server
 from netlink.transport.unix import UnixTransport
+from tests.command_line import Result, Run
 from tests.netlink.devices import BDF, Device, Provider
 from tsmfs import __version__
-from tsmfs.cli import cli, main
+from tsmfs.cli import cli
 
 ROOT = Path(__file__).parent.parent
-
-
-@dataclass(frozen=True)
-class Result:
-    status: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs the command as the console script does; it works on no machine unless told to."""
-    monkeypatch.delenv("TSMFS_SYSFS", raising=False)
-
-    def run_main(*arguments: str | Path) -> Result:
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        code = ended.value.code
-        assert isinstance(code, int)
-        return Result(code, out, err)
-
-    return run_main
 
 
 @pytest.fixture

@@ -8,56 +8,19 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.command_line import Result, Run
 from tests.integration.conftest import mounting
-from tsmfs.cli import main
 from tsmfs.verify import CheckName
 
 DEVICE = "0000:01:00.0"
 FUNCTION = f"bus/pci/devices/{DEVICE}"
 NONCE = bytes(range(32)).hex()
 GUIDE = Path(__file__).parent.parent / "Documentation/spdm.md"
-
-
-@dataclass(frozen=True)
-class Result:
-    status: int
-    out: str
-    err: str
-
-    @property
-    def checks(self) -> dict[str, str]:
-        """The mark of each check in the table."""
-        rows = re.findall(r"^(\w+) +(ok|FAIL|-) +\S.*$", self.out, re.MULTILINE)
-        return dict(rows)
-
-    @property
-    def failed(self) -> set[str]:
-        return {name for name, mark in self.checks.items() if mark == "FAIL"}
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a command as the console script does."""
-    monkeypatch.delenv("TSMFS_SYSFS", raising=False)
-
-    def run_main(*arguments: str | Path) -> Result:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Result(ended.value.code, out, err)
-
-    return run_main
 
 
 @pytest.fixture(scope="module")

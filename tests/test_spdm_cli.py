@@ -20,8 +20,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from tests.command_line import Result, Run
 from tests.integration.conftest import mounting
-from tsmfs.cli import main
 from tsmfs.spdm.algorithms import BaseAsym, BaseHash
 from tsmfs.spdm.doe import DataObject, ObjectType
 from tsmfs.spdm.emu import CLIENT_HELLO, SERVER_HELLO, Command, Frame
@@ -34,38 +34,6 @@ NONCE = bytes(range(32)).hex()
 GET_VERSION = bytes((0x10, 0x84, 0, 0))
 HEADER = struct.Struct(">III")
 PATIENCE = 20.0
-
-
-@dataclass(frozen=True)
-class Result:
-    status: int
-    out: str
-    err: str
-
-    @property
-    def steps(self) -> dict[str, str]:
-        """What came of each step of a walk."""
-        rows = (line.split("  ", 1) for line in self.out.splitlines() if not line.startswith("  "))
-        return {name: result.strip() for name, result in rows}
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a command as the console script does."""
-    monkeypatch.delenv("TSMFS_SYSFS", raising=False)
-
-    def run_main(*arguments: str | Path) -> Result:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Result(ended.value.code, out, err)
-
-    return run_main
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,15 @@ def tsmfs(*args: str | Path, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
+def write(file: Path, text: str) -> None:
+    """Write a line to an attribute in one call, as ``echo`` does. Raises OSError."""
+    descriptor = os.open(file, os.O_WRONLY)
+    try:
+        os.write(descriptor, f"{text}\n".encode())
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def mounting(directory: Path, *options: str | Path, binding: str = "fusepy") -> Iterator[Path]:
     """A machine mounted on *directory*."""

@@ -23,7 +23,7 @@ from netlink.connection import Connection, Endpoint, UnixEndpoint, connect, user
 from tests.netlink import wire
 from tests.netlink.unprivileged import as_nobody
 
-from .conftest import ROOT, Mount, tsmfs
+from .conftest import ROOT, Mount, tsmfs, write
 
 FUNCTION = "10000:01:00.0"
 SECOND = "10000:01:00.1"
@@ -33,14 +33,6 @@ TRANSCRIPT = os.urandom(4 << 20)
 """More than the buffers of a socket hold, so that a dump of it waits for its reader."""
 
 LINK = f"bus/pci/devices/{FUNCTION}/tsm"
-
-
-def write(file: Path, text: str) -> None:
-    descriptor = os.open(file, os.O_WRONLY)
-    try:
-        os.write(descriptor, f"{text}\n".encode())
-    finally:
-        os.close(descriptor)
 
 
 def write_blob(file: Path, content: bytes) -> None:

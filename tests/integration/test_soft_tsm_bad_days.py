@@ -22,7 +22,7 @@ from netlink.connection import Connection, UnixEndpoint
 from tests.machines import STUCK, boot
 from tsmfs.mailbox import Mailbox
 
-from .conftest import mounting, tsmfs
+from .conftest import mounting, tsmfs, write
 
 NIC, SWITCH, ACCELERATOR, NVME = "0000:01:00.0", "0000:02:00.0", "0000:00:08.0", "0000:81:00.0"
 DSMS = (NIC, SWITCH, ACCELERATOR, NVME)
@@ -54,14 +54,6 @@ def whole(machine: Path) -> Iterator[Path]:
         for file, value in (("lock", DEVSEC), ("accept", "1"), ("unlock", DEVSEC)):
             assert attempt(machine, name, file, value) is None
     assert nothing_held(machine)
-
-
-def write(file: Path, text: str) -> None:
-    descriptor = os.open(file, os.O_WRONLY)
-    try:
-        os.write(descriptor, f"{text}\n".encode())
-    finally:
-        os.close(descriptor)
 
 
 def function(machine: Path, name: str) -> Path:

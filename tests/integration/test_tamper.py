@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 from tsmfs.pci.tamper import CERTIFICATES, Tamper
 
-from .conftest import mounting, tsmfs
+from .conftest import mounting, tsmfs, write
 
 BDF = "0000:01:00.0"
 TAMPER = "kernel/tsmfs/fault/tamper"
@@ -41,14 +40,6 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert read.returncode == 0, read.stderr
         echo(sysfs, "disconnect", "tsm0")
         yield sysfs
-
-
-def write(file: Path, text: str) -> None:
-    descriptor = os.open(file, os.O_WRONLY)
-    try:
-        os.write(descriptor, f"{text}\n".encode())
-    finally:
-        os.close(descriptor)
 
 
 def echo(sysfs: Path, name: str, text: str) -> None:
