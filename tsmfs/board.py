@@ -196,7 +196,7 @@ AddKeys = Callable[[Sequence[BuiltFunction]], None]
 """Gives the devices on a root bus, and those below, what they have of keys."""
 
 
-def _without_keys(built: Sequence[BuiltFunction]) -> None:
+def without_keys(built: Sequence[BuiltFunction]) -> None:
     """No device gets keys: the mailboxes of those that have some do not answer."""
 
 
@@ -287,7 +287,7 @@ _WINDOW_RANGE = {
 
 
 def build_host_bridge(
-    bridge: HostBridge, iomem: Resource, ioport: Resource, add_keys: AddKeys = _without_keys
+    bridge: HostBridge, iomem: Resource, ioport: Resource, add_keys: AddKeys = without_keys
 ) -> tuple[HwBus, list[Resource]]:
     """The root bus of *bridge* with all hardware below, and the windows it decodes.
 

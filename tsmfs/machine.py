@@ -15,7 +15,7 @@ from tsmfs.base.faux import FauxBus
 from tsmfs.base.kobject import Directory
 from tsmfs.base.module import ModuleSysfs
 from tsmfs.base.uevent import Uevents
-from tsmfs.board import build_host_bridge
+from tsmfs.board import AddKeys, build_host_bridge, without_keys
 from tsmfs.coco.tsm import TsmClass
 from tsmfs.control import add_control_files
 from tsmfs.drivers.host import Host, HostModule
@@ -114,19 +114,18 @@ class Machine:
 
         return root_certificates(self.description)
 
-    def _add_host_bridge(self, bridge: description.HostBridge) -> None:
-        if description.has_keys(bridge.functions):
-            # All that has to do with keys takes time to import, and many machines have none.
-            from tsmfs.board_cma import add_keys
+    def _key_maker(self, bridge: description.HostBridge) -> AddKeys:
+        if not description.has_keys(bridge.functions):
+            return without_keys
+        # All that has to do with keys takes time to import, and many machines have none.
+        from tsmfs.board_cma import add_keys
 
-            root, windows = build_host_bridge(
-                bridge,
-                self.iomem,
-                self.pci.ioport,
-                partial(add_keys, seed=self.description.key_seed, report=self.log.warn),
-            )
-        else:
-            root, windows = build_host_bridge(bridge, self.iomem, self.pci.ioport)
+        return partial(add_keys, seed=self.description.key_seed, report=self.log.warn)
+
+    def _add_host_bridge(self, bridge: description.HostBridge) -> None:
+        root, windows = build_host_bridge(
+            bridge, self.iomem, self.pci.ioport, self._key_maker(bridge)
+        )
         self.pci.add_host_bridge(
             PciHostBridge(
                 self.pci,
