@@ -63,13 +63,17 @@ TABLE: Mapping[str, Layer] = {
     "tsmfs.umount": layer(),
     "tsmfs.runtime": layer("tsmfs.kernel"),
     "tsmfs.daemon": layer(
-        "tsmfs.fs", "tsmfs.machine", "tsmfs.description", "tsmfs.instance", "tsmfs.umount"
+        "tsmfs.fs",
+        "tsmfs.machine",
+        "tsmfs.base",
+        "tsmfs.description",
+        "tsmfs.instance",
+        "tsmfs.umount",
     ),
     "tsmfs.mount": layer(
         "tsmfs.daemon",
         "tsmfs.fs",
         "tsmfs.machine",
-        "tsmfs.base",
         "tsmfs.instance",
         "tsmfs.runtime",
         "tsmfs.umount",
@@ -78,7 +82,6 @@ TABLE: Mapping[str, Layer] = {
         "tsmfs.daemon",
         "tsmfs.fs",
         "tsmfs.machine",
-        "tsmfs.base",
         "tsmfs.kernel",
         "tsmfs.instance",
         "tsmfs.runtime",

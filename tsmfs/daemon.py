@@ -30,7 +30,8 @@ STOP_SECONDS = 10.0
 READY = b"\0"
 """What :func:`write_ready` writes."""
 
-_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+"""These end the machine; who calls `serve` may have them blocked before."""
 _WAKE_SIGNAL = signal.SIGUSR1
 _WAKE_INTERVAL = 0.05
 _WAKE_TIMES = 5
@@ -67,6 +68,16 @@ class Stages:
         """It did not end in time: the process does so as soon as this returns."""
 
 
+def send_uevents(machine: Machine) -> None:
+    """Have *machine* send its uevents in the network namespace of this process; MountError."""
+    from tsmfs.base.uevent_socket import UeventSocket
+
+    try:
+        machine.uevents.listeners.append(UeventSocket(machine.log.warn).send)
+    except OSError as error:
+        raise MountError(f"uevents cannot be sent: {error.strerror}") from error
+
+
 def find_binding() -> fs.Binding:
     """The FUSE binding to use; MountError that says what is missing."""
     try:
@@ -97,11 +108,7 @@ def live(work: Callable[[], None], pipe: int, kept: Iterable[int] = ()) -> NoRet
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in range(3):
             os.dup2(null, descriptor)
-        first = 3
-        for descriptor in sorted({pipe, *kept}):
-            os.closerange(first, descriptor)
-            first = descriptor + 1
-        os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+        close_all_but({pipe, *kept})
         _allow_many_files()
         work()
         status = 0
@@ -111,6 +118,15 @@ def live(work: Callable[[], None], pipe: int, kept: Iterable[int] = ()) -> NoRet
         _tell(pipe, f"the daemon failed: {error!r}")
     finally:
         os._exit(status)
+
+
+def close_all_but(descriptors: Iterable[int]) -> None:
+    """Close every file but those of *descriptors*, and 0, 1 and 2."""
+    first = 3
+    for descriptor in sorted(descriptors):
+        os.closerange(first, descriptor)
+        first = descriptor + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
 def _allow_many_files() -> None:
@@ -148,7 +164,7 @@ def serve(request: MachineRequest, directory: Path, binding: fs.Binding, stages:
     """
     # The signals that end the machine are waited for by a thread of their own: libfuse runs in
     # many threads, and Python's handlers do not run while the main thread is in C.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     old_handler = signal.signal(_WAKE_SIGNAL, lambda *_: None)
     life = _Life(directory, stages.given_up)
     try:
@@ -210,7 +226,7 @@ class _Life:
             signal.pthread_kill(self._thread.ident or 0, signal.SIGTERM)
 
     def _wait(self) -> None:
-        signal.sigwait(_STOP_SIGNALS)
+        signal.sigwait(STOP_SIGNALS)
         deadline = time.monotonic() + STOP_SECONDS
         if self._filesystem is None and not self._over.is_set():
             self._give_up()

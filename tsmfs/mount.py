@@ -26,6 +26,7 @@ from tsmfs.daemon import (
     describe_end,
     find_binding,
     live,
+    send_uevents,
     serve,
     write_ready,
 )
@@ -193,12 +194,7 @@ class _StagesWithUevents(_Stages):
     """The same with uevents in the network namespace of the daemon."""
 
     def built(self, machine: Machine) -> None:
-        from tsmfs.base.uevent_socket import UeventSocket
-
-        try:
-            machine.uevents.listeners.append(UeventSocket(machine.log.warn).send)
-        except OSError as error:
-            raise MountError(f"uevents cannot be sent: {error.strerror}") from error
+        send_uevents(machine)
 
 
 def _socket_name(directory: Path) -> str:

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +17,8 @@ from tsmfs.command import about, complete_function, function_directory, on_insta
 from tsmfs.spdm_options import negotiates, offer_of, parse_address, version_bytes
 
 if TYPE_CHECKING:
+    import socket
+
     from tsmfs.spdm.algorithms import Offer
     from tsmfs.spdm.emu import Endpoint, Server
     from tsmfs.spdm.identity import Identity
@@ -198,6 +198,8 @@ def _serve(server: Server, run: Callable[[], None]) -> None:
 @contextlib.contextmanager
 def _signals() -> Iterator[tuple[socket.socket, socket.socket]]:
     """Two ends of a pipe: the first can be read from once the process is to end."""
+    import socket
+
     waiter, waker = socket.socketpair()
     waker.setblocking(False)
     before = signal.set_wakeup_fd(waker.fileno())
@@ -217,6 +219,8 @@ def _signals() -> Iterator[tuple[socket.socket, socket.socket]]:
 @contextlib.contextmanager
 def _reporting() -> Iterator[None]:
     """Shows what the server has to say of its connections, a line each."""
+    import logging
+
     logger = logging.getLogger("tsmfs.spdm.emu")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("tsmfs: %(message)s"))

@@ -17,7 +17,7 @@ import os
 import platform
 import resource
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NamedTuple
@@ -434,8 +434,3 @@ class Listener:
                 return False
             raise
         return True
-
-
-def names_of(calls: Mapping[str, int], wanted: Sequence[str]) -> frozenset[int]:
-    """The numbers of those of the calls *wanted* that the machine has."""
-    return frozenset(calls[name] for name in wanted if name in calls)

@@ -410,12 +410,6 @@ class Dsm:
         with self._lock.lock():
             self._stop(interface.requester)
 
-    def state(self, interface: LockedInterface) -> TdiState:
-        """The state of an interface."""
-        with self._lock.lock_interruptible(), kernel_errors(self.name):
-            self._live()
-            return interface.requester.state()
-
     def guest_request(
         self, interface: LockedInterface, request: bytes, *, may_start: bool
     ) -> bytes:

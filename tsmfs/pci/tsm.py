@@ -222,15 +222,8 @@ def encrypt_memory_bars(tsm: PciTsmDevsec, iomem: Resource) -> None:
 
     All or none; EBUSY when a range cannot be listed.
     """
-    try:
-        for _, bar in tsm.pdev.bars():
-            if bar.flags & IORESOURCE_MEM:
-                private = Resource(bar.start, bar.end, PCI_MMIO_ENCRYPTED, IORESOURCE_MEM)
-                iomem.insert(private)
-                tsm.resources.append(private)
-    except OSError:
-        free_encrypted_resources(tsm)
-        raise
+    bars = [(index, bar) for index, bar in tsm.pdev.bars() if bar.flags & IORESOURCE_MEM]
+    encrypt_ranges(tsm, iomem, ((index, bar.start, bar.end) for index, bar in bars))
 
 
 def encrypt_ranges(

@@ -21,7 +21,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tsmfs import fs
-from tsmfs.daemon import MachineRequest, Stages, live, serve, write_ready
+from tsmfs.daemon import (
+    STOP_SIGNALS,
+    MachineRequest,
+    Stages,
+    live,
+    send_uevents,
+    serve,
+    write_ready,
+)
 from tsmfs.session import namespaces, network
 from tsmfs.session.namespaces import CAP_SYS_ADMIN, Namespace
 from tsmfs.session.registry import SessionDirectory
@@ -34,7 +42,6 @@ if TYPE_CHECKING:
 TAKEN = b"\0"
 """The answer to a listener that was handed over; any other is why it was not taken."""
 
-_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 _UCRED = struct.Struct("=iII")
 _MESSAGE_SIZE = 256
 _RESERVED = struct.Struct("=II")
@@ -60,7 +67,7 @@ def start(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def work() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, _STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_SETMASK, STOP_SIGNALS)
         _make_namespaces()
         namespaces.die_with_parent(signal.SIGTERM)
         if os.getppid() != front:
@@ -136,12 +143,7 @@ class _Stages(Stages):
 
     def built(self, machine: Machine) -> None:
         logging.getLogger().addHandler(_IntoLog(machine.log))
-        from tsmfs.base.uevent_socket import UeventSocket
-
-        try:
-            machine.uevents.listeners.append(UeventSocket(machine.log.warn).send)
-        except OSError as error:
-            raise MountError(f"uevents cannot be sent: {error.strerror}") from error
+        send_uevents(machine)
 
     def booted(self, machine: Machine) -> None:
         try:

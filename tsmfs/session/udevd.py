@@ -15,8 +15,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from tsmfs.daemon import close_all_but
 from tsmfs.session.namespaces import Mount, Namespace, bind, make_mounts_private, mount, unshare
 from tsmfs.session.udev_keeper import LOG, Keeper
 from tsmfs.session.udev_rules import KEPT, RulesView, UdevdError, arrange
@@ -113,10 +113,7 @@ def _find_daemon() -> list[str]:
     for path in _DAEMONS:
         if os.access(path, os.X_OK):
             return [str(path), str(path)]
-    admin = shutil.which(_ADMIN, path=_ADMIN_PLACES)
-    if admin is None:
-        raise UdevdError(_MISSING)
-    return [admin, _NAME]
+    return [_find_admin(), _NAME]
 
 
 def _find_admin() -> str:
@@ -185,7 +182,7 @@ def _keep(keeper: Keeper) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
         os.dup2(null, descriptor)
-    _close_all_but(keeper.descriptors())
+    close_all_but(keeper.descriptors())
     os.chdir("/")
 
     def end_is_known(*_: object) -> None:
@@ -206,7 +203,7 @@ def _start_daemon(command: Sequence[str], environment: Mapping[str, str], log: i
             os.dup2(null, 0)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            _close_all_but([writer])
+            close_all_but([writer])
             os.chdir("/")
             os.umask(0o022)
             program, *arguments = command
@@ -326,11 +323,7 @@ def _fork(body: Callable[[], None]) -> int:
         body()
         status = 0
     finally:
-        _exit(status)
-
-
-def _exit(status: int) -> NoReturn:
-    os._exit(status)
+        os._exit(status)
 
 
 def _reset_signals() -> None:
@@ -338,14 +331,6 @@ def _reset_signals() -> None:
         with contextlib.suppress(OSError):
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-
-
-def _close_all_but(descriptors: Sequence[int]) -> None:
-    start = 3
-    for descriptor in sorted(descriptors):
-        os.closerange(start, descriptor)
-        start = descriptor + 1
-    os.closerange(start, os.sysconf("SC_OPEN_MAX"))
 
 
 def _reap(keeper: int) -> None:

@@ -26,7 +26,7 @@ from tsmfs.spdm.algorithms import (
     PublicKey,
     bits,
 )
-from tsmfs.spdm.certificates import CertificateError, Chain, public_key
+from tsmfs.spdm.certificates import CHAIN_LIMIT, CertificateError, Chain, public_key
 from tsmfs.spdm.exchange import Exchange, Limits, PeerError, VerificationError
 from tsmfs.spdm.messages import (
     CONTENT_MASK,
@@ -112,7 +112,6 @@ CT_EXPONENT = 20
 """CTExponent: a second for cryptography on our side, in powers of two of a microsecond."""
 
 _CERTIFICATE_HEADER = 8
-_MAX_CHAIN = 0xFFFF
 _SESSION_HALF = 0xFFFF
 
 _SKIPS_CHALLENGE = (GetMeasurements, KeyExchange, KeyUpdate, Heartbeat, EndSession)
@@ -277,6 +276,8 @@ class _Dialogue:
     ) -> tuple[M, bytes, bytes]:
         if not isinstance(request, GetMeasurements):
             self._l1.clear()
+        if isinstance(request, _SKIPS_CHALLENGE) and not self._connection.authenticated:
+            self._connection.transcripts.b.clear()
         return self._exchange.converse(request, response, sizes, asked=self.algorithms.sizes)
 
     def _note_identity(self, *messages: bytes) -> None:
@@ -322,7 +323,7 @@ class _Dialogue:
                 raise PeerError("the chain changes its length while it is read")
             chain += response.portion
             remainder = response.remainder
-            if len(chain) + remainder > _MAX_CHAIN:
+            if len(chain) + remainder > CHAIN_LIMIT:
                 raise PeerError("a chain longer than 64 KiB")
         whole = bytes(chain)
         told = connection.digests.get(slot)
@@ -475,7 +476,7 @@ class Requester(_Dialogue):
         info = self._get_capabilities(transcripts, version)
         algorithms = self._negotiate(transcripts, info)
         both = self._capabilities & info.flags & RequesterFlags.HANDSHAKE_IN_THE_CLEAR
-        portion = min(self._data_transfer_size - _CERTIFICATE_HEADER, _MAX_CHAIN)
+        portion = min(self._data_transfer_size - _CERTIFICATE_HEADER, CHAIN_LIMIT)
         self._current = _Connection(info, algorithms, transcripts, bool(both), portion)
 
     def _get_version(self, transcripts: Transcripts) -> int:
@@ -550,13 +551,6 @@ class Requester(_Dialogue):
 
     def _new_identity(self) -> None:
         self._connection.transcripts.b.clear()
-
-    def _converse(
-        self, request: Message, response: type[M], sizes: Sizes = NO_SIZES
-    ) -> tuple[M, bytes, bytes]:
-        if isinstance(request, _SKIPS_CHALLENGE) and not self._connection.authenticated:
-            self._new_identity()
-        return super()._converse(request, response, sizes)
 
     def challenge(
         self,
@@ -726,13 +720,6 @@ class Session(_Dialogue):
         """Seconds without a request after which the responder ends the session; zero: never."""
         self.summary = response.summary
         """Measurement summary hash; empty when none was asked for."""
-
-    def _converse(
-        self, request: Message, response: type[M], sizes: Sizes = NO_SIZES
-    ) -> tuple[M, bytes, bytes]:
-        if isinstance(request, _SKIPS_CHALLENGE) and not self._connection.authenticated:
-            self._connection.transcripts.b.clear()
-        return super()._converse(request, response, sizes)
 
     @property
     def exchange(self) -> Exchange:
