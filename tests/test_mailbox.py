@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import mounting
+from tests.integration.conftest import mounting, write
 from tests.machines import fails
 from tsmfs.mailbox import ConfigFile, Mailbox
 from tsmfs.pci import regs
@@ -56,22 +57,46 @@ def test_endpoint_answers_as_the_transport_does(devices: Path) -> None:
         assert mailbox.respond(get_version)[:2] == bytes((0x10, 0x04))
 
 
+@contextlib.contextmanager
+def leaving_nothing_open() -> Iterator[None]:
+    before = os.listdir("/proc/self/fd")
+    yield
+    assert os.listdir("/proc/self/fd") == before
+
+
 @pytest.mark.parametrize("name", ["0000:00:01.0", "0000:06:00.0"])
 def test_function_without_a_mailbox_has_none(devices: Path, name: str) -> None:
-    before = len(os.listdir("/proc/self/fd"))
-    with fails(errno.EOPNOTSUPP):
+    with leaving_nothing_open(), fails(errno.EOPNOTSUPP):
         Mailbox(devices / name)
-    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_function_that_is_not_there_is_told(devices: Path) -> None:
-    with fails(errno.ENOENT):
+    with leaving_nothing_open(), fails(errno.ENOENT):
         Mailbox(devices / "0000:99:00.0")
+
+
+def test_function_that_goes_while_it_is_opened_leaves_no_file_open(
+    devices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = devices / DEVICE / "remove"
+    pread = os.pread
+
+    def pread_of_what_has_gone(descriptor: int, size: int, pos: int) -> bytes:
+        if remove.exists():
+            write(remove, "1")
+        return pread(descriptor, size, pos)
+
+    monkeypatch.setattr(os, "pread", pread_of_what_has_gone)
+    try:
+        with leaving_nothing_open(), fails(errno.ENODEV):
+            Mailbox(devices / DEVICE)
+    finally:
+        write(devices.parent / "rescan", "1")
 
 
 def test_head_of_a_configuration_space_is_not_enough(tmp_path: Path) -> None:
     (tmp_path / "config").write_bytes(bytes(64))
-    with fails(errno.EACCES):
+    with leaving_nothing_open(), fails(errno.EACCES):
         ConfigFile(tmp_path / "config")
 
 

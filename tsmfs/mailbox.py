@@ -34,12 +34,20 @@ class ConfigFile:
     def __init__(self, path: Path) -> None:
         """Open `path`. Raises OSError, also (EACCES) if only the head of it may be read."""
         self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        self._size = len(os.pread(self._descriptor, regs.PCI_CFG_SPACE_EXP_SIZE, 0))
-        if self._size < regs.PCI_CFG_SPACE_SIZE:
+        try:
+            self._size = self._measure(path)
+        except BaseException:
             self.close()
+            raise
+
+    def _measure(self, path: Path) -> int:
+        # The function may go between the opening and this.
+        size = len(os.pread(self._descriptor, regs.PCI_CFG_SPACE_EXP_SIZE, 0))
+        if size < regs.PCI_CFG_SPACE_SIZE:
             raise PermissionError(
                 errno.EACCES, "only the head of it may be read, by others than root", str(path)
             )
+        return size
 
     @property
     def size(self) -> int:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tsmfs.umount import detach
+
 ROOT = Path(__file__).resolve().parents[2]
 BINDINGS = ("fusepy", "mfusepy")
 
@@ -50,6 +52,9 @@ def mounting(directory: Path, *options: str | Path, binding: str = "fusepy") -> 
         yield directory
     finally:
         stopped = tsmfs("umount", directory)
+        if stopped.returncode:
+            # The test has failed; its machine ends nevertheless.
+            detach(directory)
         assert stopped.returncode == 0, stopped.stderr
 
 
