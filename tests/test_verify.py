@@ -21,6 +21,7 @@ from tsmfs.spdm.certificates import Chain, CmaName
 from tsmfs.spdm.identity import (
     NOT_BEFORE,
     Identity,
+    Origin,
     Subject,
     make_identity,
     root_certificate,
@@ -284,9 +285,11 @@ def test_an_offset_of_the_report_is_taken_off() -> None:
     ],
 )
 def test_a_tampered_identity_fails_one_check(
-    make: Callable[..., Identity], name: CheckName, reason: str
+    make: Callable[[Origin], Identity], name: CheckName, reason: str
 ) -> None:
-    assert reason in only_failure(checked(collect(make(SEED, SUBJECT, *P256))), name)
+    assert reason in only_failure(
+        checked(collect(make(Origin(SEED, SUBJECT, *P256, slots=(0,))))), name
+    )
 
 
 def test_a_device_that_differs_in_anything_is_told_with_both_names() -> None:

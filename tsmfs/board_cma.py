@@ -18,7 +18,7 @@ from tsmfs.description import CmaHash, CmaKey, Function, Kind, MeasurementKind, 
 from tsmfs.kernel.errors import fail
 from tsmfs.pci import regs
 from tsmfs.pci.capability import Doe, Ide, Sriov
-from tsmfs.pci.cma import CmaDevice, Nature, Origin
+from tsmfs.pci.cma import CmaDevice, Nature
 from tsmfs.pci.config import ConfigSpace
 from tsmfs.pci.doe import DoeMailbox
 from tsmfs.pci.hardware import HwFunction, pci_name
@@ -290,6 +290,8 @@ def _subject(built: BuiltFunction) -> Subject:
 
 
 def _nature(built: BuiltFunction, seed: bytes, files: Identity | None) -> Nature:
+    from tsmfs.spdm.identity import Origin
+
     cma = built.function.cma
     assert cma is not None
     origin = Origin(

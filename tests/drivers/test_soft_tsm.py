@@ -668,15 +668,11 @@ def test_a_wrong_signature_of_measurements_is_for_the_relying_party_to_judge(sh:
 
 
 def expired(sh: Shell) -> Disguise:
-    origin = cma(sh).nature.origin
-    arguments = (origin.seed, origin.subject, origin.base_asym, origin.base_hash, origin.slots)
-    return Disguise(identity=tamper.expired(*arguments))
+    return Disguise(identity=tamper.expired(cma(sh).nature.origin))
 
 
 def wrong_name(sh: Shell) -> Disguise:
-    origin = cma(sh).nature.origin
-    arguments = (origin.seed, origin.subject, origin.base_asym, origin.base_hash, origin.slots)
-    return Disguise(identity=tamper.wrong_san(*arguments))
+    return Disguise(identity=tamper.wrong_san(cma(sh).nature.origin))
 
 
 def bad_measurements(sh: Shell) -> Disguise:

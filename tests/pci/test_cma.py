@@ -473,9 +473,7 @@ def test_tdisp_is_there_always_and_ide_km_with_ide(sh: Shell) -> None:
 
 def test_another_identity_ends_the_connection_and_is_presented_from_then_on(sh: Shell) -> None:
     session = open_session(sh)
-    origin = device(sh).nature.origin
-    arguments = (origin.seed, origin.subject, origin.base_asym, origin.base_hash, origin.slots)
-    device(sh).tamper(Disguise(identity=tamper.foreign(*arguments)))
+    device(sh).tamper(Disguise(identity=tamper.foreign(device(sh).nature.origin)))
     with pytest.raises((SpdmError, OSError)):
         session.digests()
     one = requester(sh)

@@ -23,6 +23,7 @@ from tsmfs.spdm.algorithms import (
     PrivateKey,
     bits,
     choose,
+    unseal,
 )
 from tsmfs.spdm.messages import AlgorithmType
 
@@ -86,13 +87,13 @@ def test_exchange_data_that_is_no_point_is_refused(group: DheGroup) -> None:
 
 @pytest.mark.parametrize("suite", AeadSuite)
 def test_only_what_was_sealed_can_be_opened(suite: AeadSuite) -> None:
-    key, iv = bytes(suite.key_size), bytes(suite.iv_size)
-    sealed = suite.seal(key, iv, b"plain", b"associated")
+    cipher, iv = suite.cipher(bytes(suite.key_size)), bytes(suite.iv_size)
+    sealed = cipher.encrypt(iv, b"plain", b"associated")
     assert len(sealed) == 5 + suite.tag_size
-    assert suite.open(key, iv, sealed, b"associated") == b"plain"
+    assert unseal(cipher, iv, sealed, b"associated") == b"plain"
     for changed, associated in ((sealed[:-1] + b"x", b"associated"), (sealed, b"other")):
         with pytest.raises(CryptoError):
-            suite.open(key, iv, changed, associated)
+            unseal(cipher, iv, changed, associated)
 
 
 @pytest.mark.parametrize("base_hash", BaseHash)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import pickle
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ from tsmfs.spdm.identity import (
     NOT_BEFORE,
     Identity,
     IdentityError,
+    Origin,
     Slot,
     SlotFiles,
     SlotTable,
@@ -380,6 +381,10 @@ def test_an_identity_needs_slots_of_one_algorithm(files: SlotFiles, tmp_path: Pa
 # --- To be refused -----------------------------------------------------------------------------
 
 
+def origin(base_asym: BaseAsym = BaseAsym.ECDSA_P384, slots: Sequence[int] = (0,)) -> Origin:
+    return Origin(SEED, SUBJECT, base_asym, BaseHash.SHA_384, slots)
+
+
 @pytest.mark.parametrize("base_asym", ELLIPTIC)
 @pytest.mark.parametrize(
     ("make", "reason"),
@@ -390,21 +395,21 @@ def test_an_identity_needs_slots_of_one_algorithm(files: SlotFiles, tmp_path: Pa
     ],
 )
 def test_a_tampered_identity_is_refused_for_its_reason(
-    make: Callable[..., Identity], reason: str, base_asym: BaseAsym
+    make: Callable[[Origin], Identity], reason: str, base_asym: BaseAsym
 ) -> None:
-    identity = make(SEED, SUBJECT, base_asym, slots=(0, 5))
+    identity = make(origin(base_asym, slots=(0, 5)))
     for number in (0, 5):
         with pytest.raises(CertificateError, match=reason):
             check(identity, number)
 
 
 def test_a_wrong_name_is_all_that_is_wrong_with_it() -> None:
-    found = cma_name(check(tamper.wrong_san(SEED, SUBJECT)))
+    found = cma_name(check(tamper.wrong_san(origin())))
     assert found == replace(SUBJECT.cma_name, device=0x5679)
 
 
 def test_a_foreign_identity_is_sound_under_its_own_root() -> None:
-    identity = tamper.foreign(SEED, SUBJECT)
+    identity = tamper.foreign(origin())
     check_chain(
         identity.slots[0].chain,
         base_hash=identity.base_hash,
@@ -417,6 +422,8 @@ def test_a_foreign_identity_is_sound_under_its_own_root() -> None:
 @pytest.mark.parametrize(
     "make", [tamper.expired, tamper.self_signed, tamper.foreign, tamper.wrong_san]
 )
-def test_a_tampered_identity_signs_with_the_key_of_its_leaf(make: Callable[..., Identity]) -> None:
-    slot = make(SEED, SUBJECT).slots[0]
+def test_a_tampered_identity_signs_with_the_key_of_its_leaf(
+    make: Callable[[Origin], Identity],
+) -> None:
+    slot = make(origin()).slots[0]
     assert slot.certificates[-1].public_key() == slot.key.public_key()

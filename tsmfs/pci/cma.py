@@ -28,30 +28,9 @@ from tsmfs.spdm.tdisp_responder import TdispResponder
 from tsmfs.spdm.vendor import PciProtocol, VendorResponder
 
 if TYPE_CHECKING:
-    from tsmfs.spdm.algorithms import BaseAsym, BaseHash
-    from tsmfs.spdm.identity import Identity, Subject
+    from tsmfs.spdm.identity import Identity, Origin
     from tsmfs.spdm.measurements import MeasurementSource
     from tsmfs.spdm.responder import Responder, Signer
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What the identity of a device is made from; what `tsmfs.spdm.tamper` takes."""
-
-    seed: bytes
-    subject: Subject
-    base_asym: BaseAsym
-    base_hash: BaseHash
-    slots: Sequence[int] = (0,)
-
-    def identity(self) -> Identity:
-        """The device's own identity."""
-        from tsmfs.spdm.identity import make_identity
-
-        return make_identity(self.seed, self.subject, self.base_asym, self.base_hash, self.slots)
-
-    def __repr__(self) -> str:
-        return f"Origin({self.subject.name!r})"
 
 
 @dataclass(frozen=True, slots=True)

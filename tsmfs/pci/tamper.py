@@ -21,7 +21,7 @@ from tsmfs.spdm.tdisp import Report
 
 if TYPE_CHECKING:
     from tsmfs.spdm.attestation import SigningJob
-    from tsmfs.spdm.identity import Identity, Slot
+    from tsmfs.spdm.identity import Identity, Origin, Slot
 
 
 class Tamper(enum.StrEnum):
@@ -98,13 +98,10 @@ def _identity(device: CmaDevice, kind: Tamper) -> Identity:
     # The same lie again is no reason to lose the connection.
     if kind in known.names and known.identity is not None:
         return known.identity
-    origin = device.nature.origin
-    return _maker(kind)(
-        origin.seed, origin.subject, origin.base_asym, origin.base_hash, origin.slots
-    )
+    return _maker(kind)(device.nature.origin)
 
 
-def _maker(kind: Tamper) -> Callable[..., Identity]:
+def _maker(kind: Tamper) -> Callable[[Origin], Identity]:
     from tsmfs.spdm import tamper
 
     return {

@@ -185,14 +185,6 @@ class AeadSuite(Enum):
         """The cipher under `key`, for many records."""
         return self.primitive(key)
 
-    def seal(self, key: bytes, iv: bytes, plain: bytes, associated: bytes) -> bytes:
-        """Ciphertext and tag."""
-        return self.cipher(key).encrypt(iv, plain, associated)
-
-    def open(self, key: bytes, iv: bytes, sealed: bytes, associated: bytes) -> bytes:
-        """The plain text of ciphertext and tag. Raises CryptoError."""
-        return unseal(self.cipher(key), iv, sealed, associated)
-
 
 def unseal(cipher: AESGCM | ChaCha20Poly1305, iv: bytes, sealed: bytes, associated: bytes) -> bytes:
     """The plain text of ciphertext and tag. Raises CryptoError."""

@@ -16,7 +16,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from math import isqrt, lcm
 from pathlib import Path
 from threading import Lock
@@ -193,16 +193,45 @@ def make_identity(
     It costs nothing before a slot is looked at. Raises ValueError for a number that is no slot.
     """
 
-    def make(number: int) -> Slot:
-        root, issuer = root_authority(seed, base_asym, base_hash)
-        intermediate, issuer = slot_authority(seed, subject, number, issuer, base_asym)
-        key = leaf_key(seed, subject, base_asym)
-        leaf = issuer.issue(
-            leaf_name(subject, number), key.public_key(), leaf_extensions(subject.cma_name)
-        )
-        return Slot((root, intermediate, leaf), key, base_hash)
+    return Origin(seed, subject, base_asym, base_hash, slots).identity()
 
-    return Identity(SlotTable(slots, make), base_asym, base_hash)
+
+@dataclass(frozen=True)
+class Origin:
+    """What the identity of a device is made from."""
+
+    seed: bytes = field(repr=False)
+    """That of its machine, or its own."""
+    subject: Subject
+    base_asym: BaseAsym
+    base_hash: BaseHash
+    slots: Sequence[int]
+
+    def identity(self) -> Identity:
+        """The identity; as `make_identity`."""
+        return self.identity_with(self.subject.cma_name, NOT_AFTER)
+
+    def identity_with(self, name: CmaName, not_after: datetime) -> Identity:
+        """One whose leaf names `name`, and is valid until `not_after`."""
+        return Identity(
+            SlotTable(self.slots, partial(self._make_slot, name, not_after)),
+            self.base_asym,
+            self.base_hash,
+        )
+
+    def _make_slot(self, name: CmaName, not_after: datetime, number: int) -> Slot:
+        root, issuer = root_authority(self.seed, self.base_asym, self.base_hash)
+        intermediate, issuer = slot_authority(
+            self.seed, self.subject, number, issuer, self.base_asym
+        )
+        key = leaf_key(self.seed, self.subject, self.base_asym)
+        leaf = issuer.issue(
+            leaf_name(self.subject, number),
+            key.public_key(),
+            leaf_extensions(name),
+            not_after=not_after,
+        )
+        return Slot((root, intermediate, leaf), key, self.base_hash)
 
 
 def root_certificate(
