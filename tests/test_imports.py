@@ -61,6 +61,7 @@ TABLE: Mapping[str, Layer] = {
         "netlink",
     ),
     "tsmfs.umount": layer(),
+    "tsmfs.oserror": layer(),
     "tsmfs.runtime": layer("tsmfs.kernel"),
     "tsmfs.daemon": layer(
         "tsmfs.fs",
@@ -86,6 +87,7 @@ TABLE: Mapping[str, Layer] = {
         "tsmfs.instance",
         "tsmfs.runtime",
         "tsmfs.umount",
+        "tsmfs.oserror",
         "netlink",
     ),
     "tsmfs.verify": layer("tsmfs.spdm", third_party=("cryptography",)),
@@ -128,11 +130,16 @@ TABLE: Mapping[str, Layer] = {
         third_party=("click", "cryptography"),
     ),
     "tsmfs.session_cli": layer(
-        "tsmfs.command", "tsmfs.daemon", "tsmfs.session", third_party=("click",)
+        "tsmfs.command",
+        "tsmfs.daemon",
+        "tsmfs.session",
+        "tsmfs.oserror",
+        third_party=("click",),
     ),
     "tsmfs.cli": layer(
         "tsmfs",
         "tsmfs.instance",
+        "tsmfs.oserror",
         "tsmfs.command",
         "tsmfs.evidence_cli",
         "tsmfs.session_cli",

@@ -19,7 +19,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from tsmfs import __version__
-from tsmfs.command import Group, complete_machine, follow_stream, on_instance
+from tsmfs.command import Group, complete_machine, follow_stream, on_instance, starts_machine
 from tsmfs.evidence_cli import evidence, netlink
 from tsmfs.instance import (
     ENVIRONMENT_VARIABLE,
@@ -27,6 +27,7 @@ from tsmfs.instance import (
     InstanceError,
     find_instance,
 )
+from tsmfs.oserror import reason
 from tsmfs.session_cli import enter, exec_, sessions, shell
 from tsmfs.spdm_cli import spdm
 from tsmfs.verify_cli import verify
@@ -76,21 +77,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option(
-    "--machine",
-    default="devsec",
-    metavar="NAME|FILE",
-    shell_complete=complete_machine,
-    help="A built-in machine, or the TOML file of another. Default: devsec.",
-)
-@click.option(
-    "--module",
-    "modules",
-    multiple=True,
-    metavar="NAME",
-    help="Load this module, besides those of the machine. May be given several times.",
-)
-@click.option("--no-modules", is_flag=True, help="Do not load the modules of the machine.")
+@starts_machine
 @click.option("--uevents", is_flag=True, help="Send the uevents into the network namespace too.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay until the machine is unmounted.")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
@@ -354,8 +341,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except InstanceError as error:
         return _fail([str(error)], 1)
     except OSError as error:
-        reason = error.strerror or str(error)
-        return _fail([f"{error.filename}: {reason}" if error.filename else reason], 1)
+        return _fail([reason(error)], 1)
     except ValueError as error:
         from tsmfs.description import DescriptionError
 

@@ -16,7 +16,7 @@ from click.shell_completion import CompletionItem
 
 from tsmfs.instance import ControlStream, InstanceError, find_instance
 
-Command = TypeVar("Command", bound=Callable[..., None])
+Command = TypeVar("Command", bound=Callable[..., object])
 
 #: How long a command waits before it looks for something new in a file, in seconds.
 POLL_INTERVAL = 0.1
@@ -54,6 +54,32 @@ def complete_function(
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
+_MACHINE_OPTIONS = (
+    click.option(
+        "--machine",
+        default="devsec",
+        metavar="NAME|FILE",
+        shell_complete=complete_machine,
+        help="A built-in machine, or the TOML file of another. Default: devsec.",
+    ),
+    click.option(
+        "--module",
+        "modules",
+        multiple=True,
+        metavar="NAME",
+        help="Load this module, besides those of the machine. May be given several times.",
+    ),
+    click.option("--no-modules", is_flag=True, help="Do not load the modules of the machine."),
+)
+
+
+def starts_machine(command: Command) -> Command:
+    """Give a command the options that say which machine is started, with which modules."""
+    for option in reversed(_MACHINE_OPTIONS):
+        command = option(command)
+    return command
+
+
 def parse_nonce(ctx: click.Context, param: click.Parameter, text: str | None) -> bytes:
     """The bytes that an option ``--nonce`` names; none when it is not given."""
     if text is None:
@@ -66,6 +92,13 @@ def parse_nonce(ctx: click.Context, param: click.Parameter, text: str | None) ->
         nonce = b""
     if not nonce:
         raise click.BadParameter(f"{text!r} is neither bytes in hexadecimal nor 'random'.")
+    return nonce
+
+
+def check_nonce(nonce: bytes) -> bytes:
+    """The nonce, if it is one of SPDM, or none. Raises UsageError."""
+    if nonce and len(nonce) != NONCE_SIZE:
+        raise click.UsageError(f"a nonce of SPDM has {NONCE_SIZE} bytes, not {len(nonce)}")
     return nonce
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from tsmfs.command import complete_machine
+from tsmfs.command import starts_machine
+from tsmfs.oserror import reason
 
 if TYPE_CHECKING:
     from tsmfs.session.front import Program, SessionRequest
@@ -44,21 +45,7 @@ def _complete_session(
 _keep_env = click.option("--keep-env", is_flag=True, help="Keep all environment variables.")
 
 _OPTIONS = (
-    click.option(
-        "--machine",
-        default="devsec",
-        metavar="NAME|FILE",
-        shell_complete=complete_machine,
-        help="A built-in machine, or the TOML file of another. Default: devsec.",
-    ),
-    click.option(
-        "--module",
-        "modules",
-        multiple=True,
-        metavar="NAME",
-        help="Load this module, besides those of the machine. May be given several times.",
-    ),
-    click.option("--no-modules", is_flag=True, help="Do not load the modules of the machine."),
+    starts_machine,
     click.option("--udevd", is_flag=True, help="Run the host's systemd-udevd in the session."),
     click.option(
         "--rules",
@@ -224,8 +211,6 @@ def _failing_in_one_line() -> Iterator[None]:
     except SessionError as error:
         raise SessionFailure(str(error)) from error
     except OSError as error:
-        reason = error.strerror or str(error)
-        text = f"{error.filename}: {reason}" if error.filename else reason
-        raise SessionFailure(text) from error
+        raise SessionFailure(reason(error)) from error
     except Interrupted as error:
         raise click.exceptions.Exit(128 + error.number) from error

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tsmfs.command import (
-    NONCE_SIZE,
     about,
+    check_nonce,
     complete_function,
     function_directory,
     on_instance,
@@ -124,8 +124,7 @@ def request(
     """
     if (address is None) == (device is None):
         raise click.UsageError("either --connect or --device is needed")
-    if nonce and len(nonce) != NONCE_SIZE:
-        raise click.UsageError(f"a nonce of SPDM has {NONCE_SIZE} bytes, not {len(nonce)}")
+    check_nonce(nonce)
     if shutdown and address is None:
         raise click.UsageError("--shutdown is of use with --connect only")
     from tsmfs.spdm.survey import Survey
@@ -158,13 +157,10 @@ def request(
 def _load_roots(paths: Sequence[Path]) -> list[Certificate]:
     from tsmfs.verify import load_roots
 
-    found = []
-    for path in paths:
-        try:
-            found += load_roots(path)
-        except ValueError as error:
-            raise click.ClickException(f"{path}: no certificate in PEM") from error
-    return found
+    try:
+        return load_roots(paths)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _connected(address: tuple[str, int]) -> SocketTransport:

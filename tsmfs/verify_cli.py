@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tsmfs.command import NONCE_SIZE, complete_function, on_instance, parse_nonce
+from tsmfs.command import NONCE_SIZE, check_nonce, complete_function, on_instance, parse_nonce
 from tsmfs.evidence_cli import FAMILIES, asking, connect_to
 from tsmfs.instance import Instance, InstanceError, find_instance
 
@@ -152,9 +152,7 @@ def verify(
         raise click.UsageError("--digests is of use with --from only")
     if nonce == b"" and (no_refresh or saved is not None):
         raise click.UsageError("--nonce random is for new evidence, not for what is there")
-    nonce = nonce or b""
-    if nonce and len(nonce) != NONCE_SIZE:
-        raise click.UsageError(f"a nonce of SPDM has {NONCE_SIZE} bytes, not {len(nonce)}")
+    nonce = check_nonce(nonce or b"")
     instance = find_instance(sysfs) if bdf is not None else None
     trusted = _trusted(roots, instance)
     if saved is not None:
@@ -187,13 +185,10 @@ def _trusted(paths: Sequence[Path], instance: Instance | None) -> _Roots:
     from tsmfs.verify import load_roots
 
     if paths:
-        found: list[Certificate] = []
-        for path in paths:
-            try:
-                found += load_roots(path)
-            except ValueError as error:
-                raise click.ClickException(f"{path}: no certificate in PEM") from error
-        return _Roots(f"in {', '.join(map(str, paths))}", found)
+        try:
+            return _Roots(f"in {', '.join(map(str, paths))}", load_roots(paths))
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
     assert instance is not None
     pem = instance.read(_OWN_ROOTS)
     if not pem:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from tsmfs.kernel.errors import fail
+from tsmfs.oserror import reason
 from tsmfs.session import SessionError, namespaces
 
 EXIT_FAILED = 125
@@ -84,9 +85,7 @@ def _live(work: Callable[[socket.socket], int], channel: socket.socket) -> NoRet
     except SessionError as error:
         send(channel, Report.FAILED, str(error).encode(errors="replace"))
     except OSError as error:
-        reason = error.strerror or str(error)
-        text = f"{error.filename}: {reason}" if error.filename else reason
-        send(channel, Report.FAILED, text.encode(errors="replace"))
+        send(channel, Report.FAILED, reason(error).encode(errors="replace"))
     except BaseException as error:
         send(channel, Report.FAILED, f"the session failed: {error!r}".encode(errors="replace"))
     finally:

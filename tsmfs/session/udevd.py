@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tsmfs.daemon import close_all_but
+from tsmfs.oserror import reason
 from tsmfs.session.namespaces import Mount, Namespace, bind, make_mounts_private, mount, unshare
 from tsmfs.session.udev_keeper import LOG, Keeper
 from tsmfs.session.udev_rules import KEPT, RulesView, UdevdError, arrange
@@ -88,7 +89,7 @@ def start(rules: Sequence[int], host_rules: bool, environment: Mapping[str, str]
         CONTROL.parent.mkdir(exist_ok=True)
         keeper, log = _start_keeper(view)
     except OSError as error:
-        raise UdevdError(f"udevd cannot be started: {_reason(error)}") from error
+        raise UdevdError(f"udevd cannot be started: {reason(error)}") from error
     try:
         udevd = _start_daemon(daemon, _daemon_environment(environment), log)
     except UdevdError:
@@ -209,7 +210,7 @@ def _start_daemon(command: Sequence[str], environment: Mapping[str, str], log: i
             program, *arguments = command
             os.execve(program, arguments, environment)
         except OSError as error:
-            os.write(writer, _reason(error).encode(errors="replace"))
+            os.write(writer, reason(error).encode(errors="replace"))
 
     try:
         pid = _fork(execute)
@@ -340,7 +341,3 @@ def _reap(keeper: int) -> None:
         os.kill(keeper, signal.SIGKILL)
     os.close(descriptor)
     os.waitpid(keeper, 0)
-
-
-def _reason(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
