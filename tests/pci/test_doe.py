@@ -363,6 +363,51 @@ def test_a_caller_that_gives_up_frees_the_mailbox() -> None:
     assert transport.exchange(*CMA, b"1234") == b"1234"
 
 
+class Interrupted:
+    """Registers at which Ctrl-C comes once, in the access number *at*."""
+
+    def __init__(self, config: ConfigSpace, at: int, *, done: bool) -> None:
+        self.size = config.size
+        self._config = config
+        self._left = at
+        self._done = done
+
+    def _access(self, *, done: bool) -> None:
+        if done is self._done:
+            self._left -= 1
+            if not self._left:
+                raise KeyboardInterrupt
+
+    def read(self, pos: int, size: int) -> int:
+        self._access(done=False)
+        value = self._config.read(pos, size)
+        self._access(done=True)
+        return value
+
+    def write(self, pos: int, size: int, value: int) -> None:
+        self._access(done=False)
+        self._config.write(pos, size, value)
+        self._access(done=True)
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before the access", "after it"])
+def test_ctrl_c_anywhere_leaves_the_mailbox_to_the_next_one(done: bool) -> None:
+    config = mailbox()
+    other = DoeTransport(config, POS)
+    other.features()
+    for at in range(1, 100):
+        transport = DoeTransport(Interrupted(config, at, done=done), POS)
+        try:
+            transport.exchange(*CMA, b"1234")
+        except KeyboardInterrupt:
+            assert other.exchange(*CMA, b"5678") == b"5678", at
+            assert transport.exchange(*CMA, b"1234") == b"1234"
+        else:
+            break
+    # Discovery of two features and the exchange, every access of them.
+    assert 30 < at < 99
+
+
 def in_thread(work: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=work)
     thread.start()

@@ -244,8 +244,9 @@ class DoeTransport:
     """One mailbox as the operating system drives it, ``struct pci_doe_mb``.
 
     Exchanges on it take turns; a caller waits with `sleep`, which may raise OSError (EINTR) to
-    give up: the mailbox is then aborted and free for the next one. `fault`, if given, runs before
-    each exchange and may delay it or fail it with an OSError of its own.
+    give up: the mailbox is then aborted and free for the next one, as it is whatever else ends an
+    exchange. `fault`, if given, runs before each exchange and may delay it or fail it with an
+    OSError of its own.
     """
 
     def __init__(
@@ -346,7 +347,8 @@ class DoeTransport:
             self._send(request)
             self._await_response()
             return self._receive(request[0])
-        except OSError:
+        except BaseException:
+            # Also when Ctrl-C ends the caller: the next one may be another process.
             try:
                 self._abort()
             except OSError:
