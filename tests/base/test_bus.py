@@ -6,17 +6,18 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
-from tests.base.hardware import add_device, add_driver, crashes, declines, loaded
+from tests.base.hardware import AnyDriver, add_device, add_driver, crashes, declines, loaded
 from tests.machines import STUCK, boot, errno_from, errno_of_result, fails, pci, summary, threads
 from tsmfs.base.bus import BusType
 from tsmfs.base.core import DriverCore
 from tsmfs.base.device import Device
 from tsmfs.base.driver import driver_unregister
-from tsmfs.base.kobject import File, find
+from tsmfs.base.kobject import Attribute, AttributeGroup, File, find
 from tsmfs.base.uevent import Uevent
 from tsmfs.kernel.errors import EPROBE_DEFER
 from tsmfs.kernel.fault import FaultAttr, Point
@@ -120,6 +121,26 @@ def test_a_probe_that_fails_leaves_the_device_as_it_was(
     assert heard[before:] == []
     # And nothing is in the way of the next attempt.
     driver.on_probe = lambda dev: None
+    write(bus, "drivers/drv/bind", "dev0")
+    assert dev.driver is driver
+
+
+@pytest.mark.parametrize("place", ["dev0", "drivers/drv"])
+def test_a_link_that_cannot_be_made_leaves_the_device_without_a_driver(
+    bus: BusType, heard: list[Uevent], place: str
+) -> None:
+    bus.drivers_autoprobe = False
+    dev, driver = add_device(bus, "dev0"), add_driver(bus)
+    where, name = (dev, "driver") if place == "dev0" else (driver, "dev0")
+    where.add_child(name)
+    names, before = (set(dev.names()), set(driver.names())), len(heard)
+    for _ in range(2):
+        with fails(errno.EEXIST):
+            write(bus, "drivers/drv/bind", "dev0")
+        assert (dev.driver, driver.devices, driver.calls) == (None, {}, [])
+        assert (set(dev.names()), set(driver.names())) == names
+    assert heard[before:] == []
+    where.discard(name)
     write(bus, "drivers/drv/bind", "dev0")
     assert dev.driver is driver
 
@@ -340,6 +361,62 @@ def test_a_driver_that_is_unregistered_meanwhile_binds_nothing(bus: BusType) -> 
     driver_unregister(driver)
     with fails(errno.ENODEV):
         bus.attach(driver, dev)
+
+
+class Going(dict[str, Device]):
+    """The devices of a driver that goes in another thread while it gets its first one."""
+
+    def __init__(self, driver: AnyDriver) -> None:
+        self.driver = driver
+
+    def __setitem__(self, name: str, dev: Device) -> None:
+        with threads() as pool:
+            pool.submit(driver_unregister, self.driver).result(STUCK)
+        super().__setitem__(name, dev)
+
+
+def test_a_driver_that_goes_while_it_gets_a_device_leaves_it_to_the_next(bus: BusType) -> None:
+    bus.drivers_autoprobe = False
+    dev, driver = add_device(bus, "dev0"), add_driver(bus)
+    driver.devices = Going(driver)
+    with fails(errno.ENODEV):
+        write(bus, "drivers/drv/bind", "dev0")
+    assert (dev.driver, driver.devices, driver.calls) == (None, {}, [])
+    assert dev.lookup("driver") is None
+    again = add_driver(bus)
+    write(bus, "drivers/drv/bind", "dev0")
+    assert dev.driver is again
+
+
+def test_a_driver_that_goes_while_it_probes_lets_go_of_the_device(bus: BusType) -> None:
+    bus.drivers_autoprobe = False
+    dev, driver = add_device(bus, "dev0"), add_driver(bus)
+    with threads() as pool:
+        gone: list[Future[None]] = []
+
+        def probe(_: Device) -> None:
+            gone.append(pool.submit(driver_unregister, driver))
+            while bus.drivers:
+                pass
+
+        driver.on_probe = probe
+        write(bus, "drivers/drv/bind", "dev0")
+        gone[0].result(STUCK)
+    assert (dev.driver, driver.devices) == (None, {})
+    assert driver.calls == ["probe dev0", "remove dev0"]
+
+
+# Devices that cannot be shown
+
+
+def test_a_device_that_cannot_be_linked_leaves_its_name_free(bus: BusType) -> None:
+    clashing = Device(bus.core, "dev0", bus=bus)
+    clashing.groups = (AttributeGroup([Attribute("subsystem", 0o444)]),)
+    with fails(errno.EEXIST):
+        clashing.device_add()
+    assert (bus.devices, bus.devices_kobj.names()) == ({}, [])
+    dev = add_device(bus, "dev0")
+    assert bus.devices == {"dev0": dev}
 
 
 # The same questions to a kernel

@@ -8,12 +8,13 @@ from typing import ClassVar
 
 import pytest
 
-from tests.base.hardware import AnyDriver, add_device, add_driver, loaded
+from tests.base.hardware import AnyDriver, add_device, add_driver, crashes, loaded
 from tests.machines import boot, fails, summary
 from tsmfs.base.bus import BusType
 from tsmfs.base.core import DriverCore
+from tsmfs.base.device import Device
 from tsmfs.base.driver import DeviceDriver, driver_register, driver_unregister
-from tsmfs.base.kobject import Attribute, AttributeGroup, find
+from tsmfs.base.kobject import Attribute, AttributeGroup, Kobject, find
 from tsmfs.base.uevent import Uevent
 
 
@@ -67,6 +68,60 @@ def test_a_name_is_registered_once(bus: BusType) -> None:
         add_driver(bus, "drv")
     assert bus.drivers == {"drv": first}
     assert "Driver 'drv' is already registered, aborting..." in bus.core.log.text()
+
+
+@pytest.mark.parametrize(
+    "taken", ["bind", pytest.param("module", id="module, when the driver is on the bus already")]
+)
+def test_a_driver_whose_files_clash_is_not_registered(
+    bus: BusType, heard: list[Uevent], taken: str
+) -> None:
+    class Clashing(AnyDriver):
+        groups: ClassVar = (AttributeGroup([Attribute(taken, 0o200)]),)
+
+    kobj = bus.core.module.add_child("mod")
+    dev = add_device(bus, "dev0")
+    before = len(heard)
+    for _ in range(2):
+        with fails(errno.EEXIST):
+            driver_register(Clashing(bus.core, bus, "drv", loaded("mod")))
+        assert (bus.drivers, bus.drivers_kobj.names(), kobj.names()) == ({}, [], [])
+        assert dev.driver is None
+    # As nobody heard of its coming, nobody hears of its going.
+    assert heard[before:] == []
+    driver = add_driver(bus, "drv", loaded("mod"))
+    assert dev.driver is driver
+
+
+def test_a_driver_whose_link_below_its_module_clashes_is_not_registered(bus: BusType) -> None:
+    kobj = bus.core.module.add_child("mod")
+    other = add_driver(bus, "other", loaded("mod"))
+    below = kobj.lookup("drivers")
+    assert isinstance(below, Kobject)
+    below.add_child("test:drv")
+    with fails(errno.EEXIST):
+        add_driver(bus, "drv", loaded("mod"))
+    assert (bus.drivers, bus.drivers_kobj.names()) == ({"other": other}, ["other"])
+    assert set(below.names()) == {"test:other", "test:drv"}
+
+
+def test_a_driver_that_crashes_while_it_is_offered_devices_lets_go_of_them_all(
+    bus: BusType, heard: list[Uevent]
+) -> None:
+    class Crashing(AnyDriver):
+        def match(self, dev: Device) -> bool:
+            return dev.name == "dev0" or crashes(dev)
+
+    kobj = bus.core.module.add_child("mod")
+    devices = [add_device(bus, f"dev{number}") for number in range(2)]
+    before = len(heard)
+    driver = Crashing(bus.core, bus, "drv", loaded("mod"))
+    with pytest.raises(ZeroDivisionError):
+        driver_register(driver)
+    assert driver.calls == ["probe dev0", "remove dev0"]
+    assert [dev.driver for dev in devices] == [None, None]
+    assert (bus.drivers, bus.drivers_kobj.names(), kobj.names()) == ({}, [], [])
+    assert summary(heard[before:]) == ["add drv", "bind dev0", "unbind dev0", "remove drv"]
 
 
 def test_unregistering_releases_the_devices_last_first(bus: BusType, heard: list[Uevent]) -> None:

@@ -318,6 +318,23 @@ def test_a_group_update_without_change_keeps_everything(kobj: Kobject) -> None:
     assert kobj.lookup("g") is directory
 
 
+def test_a_group_whose_name_is_taken_stays_hidden_and_leaves_what_has_it(kobj: Kobject) -> None:
+    shown = Shown(group="g", whole=True)
+    shown.group = AttributeGroup(
+        [text("a")], name="g", group_visible=lambda _: any(shown.modes.values())
+    )
+    kobj.add_groups([shown.group])
+    other = kobj.add_child("g")
+    for _ in range(2):
+        with fails(errno.EEXIST):
+            shown.show_only(kobj, "a")
+    shown.show_only(kobj)
+    assert kobj.lookup("g") is other
+    kobj.discard("g")
+    shown.show_only(kobj, "a")
+    assert isinstance(kobj.lookup("g"), Directory)
+
+
 def test_a_file_whose_mode_changes_is_made_anew(kobj: Kobject) -> None:
     shown = Shown("a")
     kobj.add_groups([shown.group])

@@ -60,7 +60,11 @@ class BusType(Kobject):
     def add_device(self, dev: Device) -> None:
         """Link *dev* (``bus_add_device()``); EEXIST when the name is on the bus already."""
         self.devices_kobj.create_link(dev, dev.name)
-        dev.create_link(self, "subsystem")
+        try:
+            dev.create_link(self, "subsystem")
+        except BaseException:
+            self.devices_kobj.remove_link(dev.name)
+            raise
         self.devices[dev.name] = dev
 
     def remove_device(self, dev: Device) -> None:
@@ -103,10 +107,11 @@ class BusType(Kobject):
     def attach(self, driver: DeviceDriver, dev: Device) -> None:
         """Bind *dev* to *driver* (``device_driver_attach()``).
 
-        EBUSY when it has a driver, ENODEV when it is going, else the errno of its probe.
+        ENODEV when it is going, EBUSY when it has a driver, ENODEV when *driver* is going, EEXIST
+        when a link between them clashes, else the errno of its probe.
         """
         with dev.lock.lock_interruptible():
-            if dev.dead or self.drivers.get(driver.name) is not driver:
+            if dev.dead:
                 fail(errno.ENODEV)
             if dev.driver is not None:
                 fail(errno.EBUSY)
@@ -115,9 +120,13 @@ class BusType(Kobject):
     def _really_probe(self, driver: DeviceDriver, dev: Device) -> None:
         dev.driver = driver
         driver.devices[dev.name] = dev
-        dev.create_link(driver, "driver")
-        driver.create_link(dev, dev.name)
         try:
+            # A driver that goes leaves the bus before it releases those among its devices: either
+            # it finds this one there, or it is found gone here.
+            if self.drivers.get(driver.name) is not driver:
+                fail(errno.ENODEV)
+            dev.create_link(driver, "driver")
+            driver.create_link(dev, dev.name)
             self.core.faults.inject(Point.DEVICE_PROBE, dev.name)
             if not self.can_probe(dev):
                 fail(errno.ENODEV)

@@ -93,35 +93,47 @@ DRIVER_GROUP = AttributeGroup(
 
 
 def driver_register(driver: DeviceDriver) -> None:
-    """Show *driver* and offer it the devices of its bus; EBUSY when its name is taken."""
+    """Show *driver* and offer it the devices of its bus; all or nothing.
+
+    EBUSY when its name is taken, EEXIST when that of one of its files is.
+    """
     core, bus = driver.core, driver.bus
     if bus.drivers_kobj.lookup(driver.name) is not None:
         core.log.err(f"Driver '{driver.name}' is already registered, aborting...")
         fail(errno.EBUSY, f"driver {driver.name} is registered already")
     bus.drivers_kobj.add(driver)
-    driver.add_groups([DRIVER_GROUP, *driver.groups])
-    bus.drivers[driver.name] = driver
-    if driver.module is not None:
-        _link_module(driver, driver.module)
+    try:
+        driver.add_groups([DRIVER_GROUP, *driver.groups])
+        bus.drivers[driver.name] = driver
+        if driver.module is not None:
+            _link_module(driver, driver.module)
+    except BaseException:
+        _withdraw(driver)
+        driver.delete()
+        raise
     core.uevent(driver, Action.ADD, "drivers", [])
     if bus.drivers_autoprobe:
-        bus.attach_driver(driver)
+        try:
+            bus.attach_driver(driver)
+        except BaseException:
+            driver_unregister(driver)
+            raise
 
 
 def driver_unregister(driver: DeviceDriver) -> None:
     """Release every device of *driver* and take it out."""
+    _withdraw(driver)
+    driver.core.uevent(driver, Action.REMOVE, "drivers", [])
+    driver.delete()
+
+
+def _withdraw(driver: DeviceDriver) -> None:
     bus = driver.bus
     bus.drivers.pop(driver.name, None)
     for dev in reversed(list(driver.devices.values())):
         bus.release_driver(dev, driver)
     if driver.module is not None:
-        kobj = driver.core.module.lookup(driver.module.name)
-        if isinstance(kobj, Kobject) and isinstance(drivers := kobj.lookup("drivers"), Kobject):
-            drivers.remove_link(f"{bus.name}:{driver.name}")
-            if not drivers.children:
-                drivers.delete()
-    driver.core.uevent(driver, Action.REMOVE, "drivers", [])
-    driver.delete()
+        _unlink_module(driver, driver.module)
 
 
 def _link_module(driver: DeviceDriver, module: LoadedModule) -> None:
@@ -132,3 +144,11 @@ def _link_module(driver: DeviceDriver, module: LoadedModule) -> None:
     drivers = kobj.lookup("drivers")
     directory = drivers if isinstance(drivers, Kobject) else kobj.add_child("drivers")
     directory.create_link(driver, f"{driver.bus.name}:{driver.name}")
+
+
+def _unlink_module(driver: DeviceDriver, module: LoadedModule) -> None:
+    kobj = driver.core.module.lookup(module.name)
+    if isinstance(kobj, Kobject) and isinstance(drivers := kobj.lookup("drivers"), Kobject):
+        drivers.remove_link(f"{driver.bus.name}:{driver.name}")
+        if not drivers.children:
+            drivers.delete()

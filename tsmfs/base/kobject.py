@@ -510,7 +510,7 @@ class Kobject(Directory):
             for group in groups:
                 try:
                     self._add_group(group)
-                except OSError:
+                except BaseException:
                     self.remove_groups([g for g in self._groups if g not in before])
                     raise
 
@@ -529,6 +529,7 @@ class Kobject(Directory):
         """Decide anew what of *group* is visible (``sysfs_update_group()``).
 
         A file that stays keeps its node; one that goes is dead, also for those who have it open.
+        EEXIST, and nothing changes, when the group is to come and its name is taken.
         """
         with self.tree.lock:
             at = self._groups.index(group)
@@ -536,18 +537,20 @@ class Kobject(Directory):
             if modes is self._modes[at]:
                 return
             old = self._modes[at]
-            self._modes = (*self._modes[:at], modes, *self._modes[at + 1 :])
             directory: Directory = self
             if group.name is not None:
                 existing = self.children.get(group.name)
                 if group.group_visible is not None and not modes:
                     self.discard(group.name)
-                    return
-                if not isinstance(existing, GroupDirectory):
+                    old = {}
+                elif isinstance(existing, GroupDirectory):
+                    existing.modes = modes
+                    directory = existing
+                else:
+                    # Where the name is taken the group stays as it was.
                     self.add(GroupDirectory(self, group, modes))
-                    return
-                existing.modes = modes
-                directory = existing
+                    old = {}
+            self._modes = (*self._modes[:at], modes, *self._modes[at + 1 :])
             for name in old:
                 if modes.get(name) != old[name]:
                     directory.discard(name)
