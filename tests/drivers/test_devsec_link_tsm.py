@@ -20,7 +20,7 @@ from tests.machines import (
 )
 from tsmfs.coco.tsm import TsmDevice
 from tsmfs.drivers import devsec_link_tsm
-from tsmfs.drivers.devsec_common import common_of
+from tsmfs.drivers.devsec_common import BLOB_MAX, common_of
 from tsmfs.kernel.errors import fail
 from tsmfs.pci import regs
 from tsmfs.pci.ide import PciIde, pci_ide_stream_setup
@@ -146,6 +146,19 @@ def test_a_link_of_the_tsm_that_cannot_be_made_leaves_nothing(sh: Shell) -> None
     with fails(errno.EEXIST):
         connect(sh)
     assert everything(sh) == before
+
+
+def test_a_connect_that_cannot_present_its_evidence_leaves_nothing(sh: Shell) -> None:
+    tsm_dev = sh.machine.tsm.find_tsm_dev(0)
+    assert tsm_dev is not None
+    before = everything(sh)
+    common_of(sh.machine.host).blobs["certs"].extend(bytes(BLOB_MAX + 1))
+    with fails(errno.EFBIG):
+        connect(sh)
+    assert everything(sh) == before
+    assert tsm_dev.pci_ops._streams == {}
+    sh.write(f"{FAUX}/certs", b"\0")
+    connect(sh)
 
 
 def test_the_setup_of_the_second_end_that_fails_undoes_the_first(

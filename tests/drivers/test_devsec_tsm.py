@@ -8,7 +8,7 @@ import errno
 import pytest
 
 from tests.machines import SAMPLE_TSMS, Shell, boot, fails, pci
-from tsmfs.drivers.devsec_common import common_of
+from tsmfs.drivers.devsec_common import BLOB_MAX, common_of
 from tsmfs.kernel.resource import IORESOURCE_MEM, Resource
 
 EP = "10000:01:00.0"
@@ -57,6 +57,17 @@ def test_a_lock_without_accept_has_nothing_to_tear_down(sh: Shell) -> None:
     unlock(sh)
     assert sh.iomem() == before
     assert "Traceback" not in sh.dmesg()
+
+
+def test_a_lock_that_cannot_present_its_evidence_leaves_the_blobs_writable(sh: Shell) -> None:
+    common = common_of(sh.machine.host)
+    common.blobs["certs"].extend(bytes(BLOB_MAX + 1))
+    with fails(errno.EFBIG):
+        lock(sh)
+    assert common.contexts == 0
+    sh.write("/bus/faux/devices/devsec_tsm/certs", b"\0")
+    lock(sh)
+    unlock(sh)
 
 
 def test_a_second_accept_lists_nothing_twice(sh: Shell) -> None:

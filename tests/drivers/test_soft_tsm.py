@@ -26,7 +26,7 @@ from tsmfs.drivers.secure_world import cma_name_of, function_id_of, state_reques
 from tsmfs.drivers.soft_tsm import world_of
 from tsmfs.kernel.fault import Point
 from tsmfs.kernel.resource import IORESOURCE_MEM
-from tsmfs.pci import regs
+from tsmfs.pci import evidence, regs
 from tsmfs.pci.cma import CmaDevice, Disguise
 from tsmfs.pci.evidence import EvidenceType
 from tsmfs.pci.regs import field_get
@@ -37,13 +37,17 @@ from tsmfs.spdm.interface import Interface
 from tsmfs.spdm.responder import SigningJob, sign
 from tsmfs.spdm.tdisp import (
     GetDeviceInterfaceState,
+    LockInterfaceRequest,
     MmioRange,
     Report,
     StartInterfaceRequest,
+    StartInterfaceResponse,
     StopInterfaceRequest,
+    TdispMessage,
     TdiState,
 )
 from tsmfs.spdm.tdisp import parse as parse_tdisp
+from tsmfs.spdm.tdisp_responder import TdispResponder
 from tsmfs.spdm.transcript import SigningContext
 from tsmfs.verify import Check, CheckName, DeviceFacts, Evidence, verify_evidence
 
@@ -784,6 +788,64 @@ def test_a_bind_that_fails_at_any_step_leaves_the_connection(sh: Shell, step: in
         assert sh.cat(f"{pci(NIC)}/tsm/bound") == "\n"
     disconnect(sh)
     connect(sh)
+
+
+def bind(sh: Shell) -> None:
+    sh.echo(NIC, f"{LINK}/tsm_bind")
+
+
+@pytest.mark.parametrize("begin", [bind, lock])
+def test_a_lock_whose_answer_is_not_understood_is_taken_back(
+    sh: Shell, monkeypatch: pytest.MonkeyPatch, begin: Callable[[Shell], None]
+) -> None:
+    if begin is bind:
+        connect(sh)
+    before = everything(sh)
+    answer = TdispResponder._answer
+
+    def confused(
+        device: TdispResponder, session: int, tdi: Interface, request: TdispMessage
+    ) -> TdispMessage:
+        given = answer(device, session, tdi, request)
+        if not isinstance(request, LockInterfaceRequest):
+            return given
+        return StartInterfaceResponse(function_id=request.function_id)
+
+    with monkeypatch.context() as other:
+        other.setattr(TdispResponder, "_answer", confused)
+        for _ in range(2):
+            with fails(errno.EPROTO):
+                begin(sh)
+            assert interface(sh).state is TdiState.CONFIG_UNLOCKED
+    assert everything(sh) == before
+    begin(sh)
+    assert interface(sh).state is TdiState.CONFIG_LOCKED
+
+
+def test_a_lock_that_the_device_refuses_leaves_the_lock_of_another(sh: Shell) -> None:
+    connect(sh)
+    (dsm,) = world_of(sh.machine.host).dsms
+    locked = dsm.lock(sh.dev(NIC))
+    with fails(errno.EIO):
+        bind(sh)
+    assert interface(sh).state is TdiState.CONFIG_LOCKED
+    dsm.start(locked)
+
+
+def test_a_bind_whose_evidence_cannot_be_shown_unlocks_the_interface(
+    sh: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(sh)
+    before, shown = everything(sh), objects(sh)
+    with monkeypatch.context() as small:
+        small.setattr(evidence, "EVIDENCE_OBJECT_MAX", 16)
+        with fails(errno.EFBIG):
+            bind(sh)
+    assert interface(sh).state is TdiState.CONFIG_UNLOCKED
+    assert (everything(sh), objects(sh)) == (before, shown)
+    assert "soft_tsm: bind failed: " in sh.dmesg()
+    bind(sh)
+    assert names(sh) == {"CERT0", "VCA", "MEASUREMENTS", "REPORT"}
 
 
 @pytest.mark.usefixtures("unchanged")

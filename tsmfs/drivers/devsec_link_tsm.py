@@ -73,8 +73,8 @@ class DevsecLinkOps(PciTsmLinkOps):
             self._common.get()
             undo.callback(self._common.put)
             if pdev.pcie_type is PciExpType.ENDPOINT and pdev.ide_cap:
-                ide = self._connect_stream(pdev, tsm_device(tsm), undo)
-                self._streams[pdev] = ide
+                self._streams[pdev] = self._connect_stream(pdev, tsm_device(tsm), undo)
+                undo.callback(self._streams.pop, pdev)
             self._common.present(tsm.evidence)
             undo.pop_all()
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from tsmfs.base.faux import FauxDevice
 from tsmfs.drivers.devsec_common import DevsecCommon, blob_group, common_of
 from tsmfs.drivers.host import Host, HostModule
@@ -27,10 +29,13 @@ class DevsecOps(PciTsmDevsecOps):
 
     def lock(self, tsm_dev: TsmDev, pdev: PciDev) -> PciTsmDevsec:
         """Only the record: the sample's device has no TDISP state."""
-        self._common.get()
-        tsm = PciTsmDevsec(pdev, tsm_dev)
-        self._common.present(tsm.evidence)
-        return tsm
+        with contextlib.ExitStack() as undo:
+            self._common.get()
+            undo.callback(self._common.put)
+            tsm = PciTsmDevsec(pdev, tsm_dev)
+            self._common.present(tsm.evidence)
+            undo.pop_all()
+            return tsm
 
     def unlock(self, tsm: PciTsmDevsec) -> None:
         """Make the function's memory shared again."""

@@ -382,7 +382,8 @@ class Dsm:
     def lock(self, pdev: PciDev) -> LockedInterface:
         """Lock the interface of *pdev* and read its report; unlocked again when that fails.
 
-        It is bound to the stream that was keyed, if there is one.
+        It is bound to the stream that was keyed, if there is one. An interface that the device
+        refuses to lock stays as it is: what locked it before may use it.
         """
         with self._lock.lock_interruptible(), kernel_errors(pdev.name):
             requester = self._interface(pdev)
@@ -392,12 +393,18 @@ class Dsm:
             supported = requester.capabilities().lock_flags
             # MSI-X stays with the driver, which enables it when it likes.
             flags = LockFlags.NO_FW_UPDATE & supported
-            nonce = requester.lock(LockParameters(flags=flags, stream_id=self._stream_id))
-            try:
-                return LockedInterface(requester, nonce, requester.report())
-            except BaseException:
-                self._stop(requester)
-                raise
+            parameters = LockParameters(flags=flags, stream_id=self._stream_id)
+            with contextlib.ExitStack() as undo:
+                # Unless the device refuses, it may have locked, whatever came of the answer.
+                undo.callback(self._stop, requester)
+                try:
+                    nonce = requester.lock(parameters)
+                except TdispError:
+                    undo.pop_all()
+                    raise
+                interface = LockedInterface(requester, nonce, requester.report())
+                undo.pop_all()
+                return interface
 
     def start(self, interface: LockedInterface) -> None:
         """Have a locked interface run."""

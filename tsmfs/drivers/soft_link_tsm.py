@@ -141,12 +141,13 @@ class SoftLinkOps(PciTsmLinkOps):
             interface = connection.dsm.lock(pdev)
             try:
                 evidence = dict(tsm.evidence.objects) or dict(connection.dsm.evidence())
+                tdi = SoftTdi(pdev, kvm, tdi_id, interface)
+                tsm.evidence.slot = connection.dsm.slot
+                tsm.evidence.update(evidence | {EvidenceType.REPORT: interface.report})
+                return tdi
             except BaseException:
                 connection.dsm.stop(interface)
                 raise
-        tsm.evidence.slot = connection.dsm.slot
-        tsm.evidence.update(evidence | {EvidenceType.REPORT: interface.report})
-        return SoftTdi(pdev, kvm, tdi_id, interface)
 
     def unbind(self, tdi: PciTdi) -> None:
         """Unlock the interface."""
