@@ -192,6 +192,20 @@ def test_operations_that_are_none_take_the_tsm_back_out(sh: Shell, parent: Devic
     assert register(sh, parent, LinkOps()).name == "tsm0"
 
 
+def test_a_registration_that_crashes_takes_the_tsm_back_out(
+    sh: Shell, parent: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(tsm_dev: TsmDev) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(sh.machine.pci.tsm, "register", crash)
+    with pytest.raises(MemoryError):
+        register(sh, parent, LinkOps())
+    assert sh.ls("/class/tsm") == set()
+    monkeypatch.undo()
+    assert register(sh, parent, LinkOps()).name == "tsm0"
+
+
 def test_a_device_that_cannot_be_shown_is_not_registered(
     sh: Shell, parent: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.machines import Shell, boot, fails, pci, without_keys
+from tsmfs.base.kobject import Directory, Kobject
 from tsmfs.kernel.resource import IORESOURCE_MEM, Resource
 from tsmfs.pci import regs
 from tsmfs.pci.capability import find_ext_capability
@@ -270,6 +271,21 @@ def test_a_name_that_is_taken_gives_the_id_back(sh: Shell) -> None:
     before = everything(sh)
     with fails(errno.EEXIST):
         pci_ide_stream_register(ide)
+    assert everything(sh) == before
+
+
+def test_a_crash_while_a_stream_is_shown_gives_the_id_back(
+    sh: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(bridge: Kobject, target: Directory, name: str) -> None:
+        raise MemoryError
+
+    ide = alloc(sh.dev(NIC), 1)
+    before = everything(sh)
+    monkeypatch.setattr(Kobject, "create_link", crash)
+    with pytest.raises(MemoryError):
+        pci_ide_stream_register(ide)
+    monkeypatch.undo()
     assert everything(sh) == before
 
 

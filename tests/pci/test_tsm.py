@@ -1293,6 +1293,24 @@ def test_a_tsm_has_operations_of_exactly_one_mode(rig: Rig) -> None:
     assert rig.sh.ls("/class/tsm") == set()
 
 
+@pytest.mark.parametrize(("ops", "shown"), [(LinkOps, PF0_LINK), (DevsecOps, DEVSEC)])
+def test_a_tsm_whose_files_cannot_be_shown_is_not_registered(
+    rig: Rig, ops: type[LinkOps | DevsecOps], shown: set[str]
+) -> None:
+    other = rig.dev(ACCEL).add_child("tsm")
+    for _ in range(2):
+        with fails(errno.EEXIST):
+            rig.register(ops())
+        assert (rig.core.link_count, rig.core.devsec_count) == (0, 0)
+        assert rig.sh.ls("/class/tsm") == set()
+        assert rig.dev(ACCEL).lookup("tsm") is other
+    rig.dev(ACCEL).discard("tsm")
+    assert [name for name in rig.sh.devices() if rig.files(name)] == []
+    rig.register(ops())
+    for name in (NIC, ACCEL, SWITCH):
+        assert rig.files(name) == shown
+
+
 def test_the_mode_of_a_tsm() -> None:
     assert pci_mode(None) is None
     assert pci_mode(LinkOps()) == "link"

@@ -96,8 +96,9 @@ class TsmClass:
         tsm_dev.pci_ops = pci_ops
         try:
             self._pci.register(tsm_dev)
-        except OSError as error:
-            parent.err(f"PCI/TSM registration failure: -{error.errno}")
+        except BaseException as error:
+            if isinstance(error, OSError):
+                parent.err(f"PCI/TSM registration failure: -{error.errno}")
             self._forget(tsm_dev)
             self._remove(tsm_dev)
             raise

@@ -180,7 +180,7 @@ def pci_ide_stream_register(ide: PciIde) -> None:
     )
     try:
         bridge.create_link(ide.pdev, name)
-    except OSError:
+    except BaseException:
         bridge.ide_stream_ids.free(ide.stream_id)
         raise
     ide.name = name

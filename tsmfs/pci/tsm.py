@@ -627,7 +627,8 @@ class PciTsmCore:
     def register(self, tsm_dev: TsmDev) -> None:
         """A TSM's operations are there: show the files of its mode (``pci_tsm_register()``).
 
-        EINVAL when it has neither link nor devsec operations, or both.
+        EINVAL when it has neither link nor devsec operations, or both; EEXIST, and no files, when
+        the name of one is taken.
         """
         link, devsec = _modes(tsm_dev)
         if link == devsec:
@@ -638,11 +639,16 @@ class PciTsmCore:
             else:
                 self.devsec_count += 1
             if (self.link_count if link else self.devsec_count) == 1:
-                for pdev in self._devices():
-                    # One that a devsec TSM locked shows what the first link TSM brings, pf0 or not.
-                    concerned = is_pci_tsm_pf0(pdev) or pdev.tsm is not None
-                    if concerned if link else has_tee(pdev):
-                        self._update_groups(pdev)
+                try:
+                    for pdev in self._devices():
+                        # One that a devsec TSM locked shows what the first link TSM brings, pf0
+                        # or not.
+                        concerned = is_pci_tsm_pf0(pdev) or pdev.tsm is not None
+                        if concerned if link else has_tee(pdev):
+                            self._update_groups(pdev)
+                except BaseException:
+                    self.unregister(tsm_dev, lambda: None)
+                    raise
 
     def unregister(self, tsm_dev: TsmDev, forget: Callable[[], None]) -> None:
         """A TSM goes: end all that it holds, last device first, hide the files of its mode.
