@@ -166,6 +166,21 @@ def test_more_connections_than_the_limit_are_closed(monkeypatch: pytest.MonkeyPa
         one.hello()
 
 
+def test_a_connection_without_a_thread_is_closed_and_the_server_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with serving(threads=True) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with raw_client(server) as sock:
+                assert answered(sock) == b""
+        with client(server) as transport:
+            transport.hello()
+
+
 def test_the_end_of_a_server_ends_connections_that_wait() -> None:
     with serving(threads=True) as server, client(server) as transport, raw_client(server) as sock:
         transport.hello()

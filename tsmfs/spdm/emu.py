@@ -269,7 +269,12 @@ class Server:
                 self._forget(peer)
                 continue
             thread = threading.Thread(target=self._serve, args=(peer,), daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:
+                _log.warning("a connection is refused: %s", error)
+                self._forget(peer)
+                continue
             threads.append(thread)
         for thread in threads:
             thread.join()
