@@ -61,7 +61,11 @@ class Connection:
         self.endpoint = endpoint
         self.buffer = buffer
         self._socket = _open(endpoint)
-        self._introduce()
+        try:
+            self._introduce()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Connection:
         return self

@@ -18,20 +18,30 @@ BDF = "10000:01:00.0"
 
 
 @pytest.fixture
+def listener() -> Iterator[int]:
+    """A descriptor to be taken over, which is closed by whoever does that."""
+    ours, theirs = os.pipe()
+    os.close(theirs)
+    yield ours
+    with fails(errno.EBADF):
+        os.close(ours)
+
+
+@pytest.fixture
 def shell() -> Iterator[Shell]:
     one = boot("devsec")
     yield one
     one.machine.stop()
 
 
-def test_nobody_is_served_before_it_starts(shell: Shell) -> None:
+def test_nobody_is_served_before_it_starts(shell: Shell, listener: int) -> None:
     service = shell.machine.netlink
     assert service.socket_path == ""
     assert service.port is None
     with fails(errno.ENOTCONN):
         service.interpose(lambda _: None)
     with fails(errno.ENOTCONN):
-        service.attach(0)
+        service.attach(listener)
 
 
 def test_it_serves_on_both_transports_until_it_is_stopped(shell: Shell, tmp_path: Path) -> None:
@@ -52,11 +62,13 @@ def test_it_serves_on_both_transports_until_it_is_stopped(shell: Shell, tmp_path
         service.interpose(lambda _: None)
 
 
-def test_no_listener_is_taken_before_it_interposes(shell: Shell, tmp_path: Path) -> None:
+def test_listener_is_closed_if_it_does_not_interpose(
+    shell: Shell, tmp_path: Path, listener: int
+) -> None:
     service = shell.machine.netlink
     service.start(tmp_path / "socket", os.geteuid())
     with fails(errno.ENOTCONN):
-        service.attach(0)
+        service.attach(listener)
 
 
 def test_datagrams_are_recorded_while_they_are_to_be(shell: Shell, tmp_path: Path) -> None:

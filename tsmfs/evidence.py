@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -82,9 +83,10 @@ class EvidenceService:
         """Serve the processes of a filter, whose *listener* is taken over.
 
         *reserved* are the descriptors of the filter, where it has not the usual ones. Raises
-        OSError; OSError(ENOTCONN) before :meth:`interpose`.
+        OSError, and the listener is closed then; OSError(ENOTCONN) before :meth:`interpose`.
         """
         if self._interpose is None:
+            os.close(listener)
             raise OSError(errno.ENOTCONN, "generic netlink is not interposed")
         if reserved is None:
             self._interpose.attach(listener)

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from netlink.af_netlink import NetlinkSock
 from netlink.server import Server
 from netlink.transport.loop import Next, State
+
+log = logging.getLogger(__name__)
 
 
 class Client(ABC):
@@ -62,6 +65,11 @@ class Client(ABC):
         except OSError:
             # The client is gone, or there is no memory for it, and it will notice.
             self.leave()
+            return Next.WAIT
+        except Exception:
+            # How far its request came nobody knows, and the next try might fail the same way.
+            self.leave()
+            log.exception("a client of netlink is given up")
             return Next.WAIT
 
     def leave(self) -> None:

@@ -135,11 +135,14 @@ class InterposeTransport:
         self.sorter = Sorter(server.genl)
         self.net = namespace(None, "net")
         self.user = namespace(None, "user")
-        self.answers = kernel.generic_socket()
-        self.answers.setblocking(False)
-        self.port = int(self.answers.getsockname()[0])
-        self.net_cookie = _net_cookie(self.answers)
-        self.stopping = os.eventfd(0, os.EFD_CLOEXEC)
+        with contextlib.ExitStack() as undo:
+            self.answers = kernel.generic_socket()
+            undo.callback(self.answers.close)
+            self.answers.setblocking(False)
+            self.port = int(self.answers.getsockname()[0])
+            self.net_cookie = _net_cookie(self.answers)
+            self.stopping = os.eventfd(0, os.EFD_CLOEXEC)
+            undo.pop_all()
 
     def attach(self, listener: int, reserved: range = RESERVED) -> None:
         """Take over the listener of a filter whose reserved descriptors are *reserved*.
@@ -215,8 +218,8 @@ class InterposeTransport:
         if before is not None and before is not known:
             # Its port is another's now, so it is gone, and must not send any more.
             before.end()
-        _open_to_all(opened)
         self._sweep_later()
+        _open_to_all(opened)
         return made
 
     def recognize(self, fd: int, inode: int) -> OpenSocket | None:
@@ -268,24 +271,37 @@ class InterposeTransport:
     def step(self) -> Next:
         """Look what has ended without a word."""
         self._sweeping = False
-        for pending in list(self.pending.values()):
-            pending.look()
+        try:
+            for pending in list(self.pending.values()):
+                pending.look()
+            self._end_idle()
+        finally:
+            if self._sockets or self.pending:
+                self._sweep_later()
+        return Next.WAIT
+
+    def _end_idle(self) -> None:
+        """End the clients of sockets that are not used any more."""
         now = time.monotonic()
-        clients = self.clients()
-        ports: set[int] | None = None
-        for client in clients:
+        kept: list[InterposedSocket] = []
+        for client in self.clients():
             if now - client.used < LINGER:
                 continue
             if not client.under_way:
                 client.end()
             elif client.kept or client.notices:
-                # Nothing tells when a socket is closed for which something is kept.
-                ports = _ports_in_use() if ports is None else ports
-                if client.sock.portid not in ports:
-                    client.end()
-        if clients or self.pending:
-            self._sweep_later()
-        return Next.WAIT
+                kept.append(client)
+        if not kept:
+            return
+        # Nothing tells when a socket is closed for which something is kept.
+        try:
+            ports = _ports_in_use()
+        except OSError:
+            # There may be a descriptor for it the next time.
+            return
+        for client in kept:
+            if client.sock.portid not in ports:
+                client.end()
 
     def _sweep_later(self) -> None:
         """Look again soon: the sooner if calls wait, which signals should end without delay."""
@@ -390,7 +406,12 @@ class Supervisor(threading.Thread):
         self._callers[tid] = caller
         if len(self._callers) > MAX_CALLERS:
             self._forget(next(iter(self._callers.values())))
-        self._transport.loop.watch(caller.pidfd, lambda _events: self._exited(caller))
+        try:
+            self._transport.loop.watch(caller.pidfd, lambda _events: self._exited(caller))
+        except BaseException:
+            # Nothing would tell when it has gone.
+            self._forget(caller)
+            raise
         return caller
 
     def _exited(self, caller: Caller) -> None:
@@ -813,8 +834,11 @@ class PendingReceive:
             own, shared = signals_waiting(tid)
             if own or (shared and is_single_threaded(tid)):
                 return ERESTARTSYS
-        except OSError:
+        except (FileNotFoundError, ProcessLookupError):
             return 0
+        except OSError:
+            # There may be a descriptor for it the next time.
+            return None
         # Other threads take a signal to the process at once if they can. One that stays is for
         # a thread that waits here, and the kernel would not make the call of another again.
         if shared & self._shared:
@@ -833,6 +857,8 @@ class PendingReceive:
         transport = self._transport
         if transport.pending.get(self.call.pid) is self:
             del transport.pending[self.call.pid]
+        if self._deadline is not None:
+            transport.loop.drop_timers(self)
         transport.loop.forget(self.opened.fileno())
         self.opened.close()
 

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import heapq
 import itertools
+import logging
 import os
 import select
 import threading
@@ -21,6 +22,8 @@ from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final, Protocol
+
+log = logging.getLogger(__name__)
 
 STEP_LIMIT: Final = 0.005
 """Seconds that a step may take before another thread goes on with the other clients."""
@@ -48,7 +51,7 @@ class Task(Protocol):
     state: State
 
     def step(self) -> Next:
-        """Do a little. Must not raise."""
+        """Do a little. What it raises is logged, and it waits until it is woken."""
         ...
 
 
@@ -83,6 +86,8 @@ class Loop:
         self._polling = False
         """Whether the leader sleeps until something happens at a descriptor."""
         self._stopping = False
+        self._stopped = False
+        """Whether :meth:`stop` has waited for the threads, so that the last one has to close."""
         self._threads: set[threading.Thread] = set()
         self._watchers = 0
 
@@ -93,7 +98,10 @@ class Loop:
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def stop(self) -> None:
-        """End all threads and give the descriptors back. Tasks are not stepped any more."""
+        """End all threads and give the descriptors back. Tasks are not stepped any more.
+
+        A thread that is held up in a step gives them back when that is done.
+        """
         self._stopping = True
         os.eventfd_write(self._wake_fd, 1)
         self._work.set()
@@ -104,13 +112,28 @@ class Loop:
             if not threads or time.monotonic() > end:
                 break
             threads[0].join(max(end - time.monotonic(), 0))
+        with self._lock:
+            self._stopped = True
+            last = not self._threads
+        if last:
+            self._close()
+
+    def _close(self) -> None:
+        """Give the descriptors back, of which no thread makes use any more."""
         self._epoll.close()
         os.close(self._wake_fd)
 
     def watch(self, fd: int, waker: Callable[[int], None]) -> None:
-        """Call *waker* with the events of a descriptor whenever something changes at it."""
+        """Call *waker* with the events of a descriptor whenever something changes at it.
+
+        Raises OSError when it cannot be watched.
+        """
         self._wakers[fd] = waker
-        self._epoll.register(fd, READABLE | WRITABLE | select.EPOLLET)
+        try:
+            self._epoll.register(fd, READABLE | WRITABLE | select.EPOLLET)
+        except BaseException:
+            self._wakers.pop(fd, None)
+            raise
 
     def forget(self, fd: int) -> None:
         """Watch a descriptor no more; before it is closed."""
@@ -136,6 +159,12 @@ class Loop:
             if self._timers[0] is entry:
                 self._rouse()
 
+    def drop_timers(self, task: Task) -> None:
+        """Forget a task that was to be woken later, as it has ended."""
+        with self._lock:
+            self._timers = [timer for timer in self._timers if timer[2] is not task]
+            heapq.heapify(self._timers)
+
     def _rouse(self) -> None:
         """Have the leader look at the queue and the timers; with the lock held."""
         if self._polling:
@@ -159,6 +188,9 @@ class Loop:
         finally:
             with self._lock:
                 self._threads.discard(threading.current_thread())
+                last = self._stopped and not self._threads
+            if last:
+                self._close()
 
     def _take_lead(self) -> None:
         """Lead until another thread does, then watch that one."""
@@ -230,7 +262,11 @@ class Loop:
                 if self._resting:
                     self._resting = False
                     self._work.set()
-                again = task.step()
+                try:
+                    again = task.step()
+                except Exception:
+                    log.exception("a step of the netlink server failed")
+                    again = Next.WAIT
                 with self._lock:
                     if self._leader is token:
                         self._began = 0.0
@@ -271,8 +307,12 @@ class Loop:
                         os.eventfd_read(self._wake_fd)
                 continue
             waker = self._wakers.get(fd)
-            if waker is not None:
+            if waker is None:
+                continue
+            try:
                 waker(happened)
+            except Exception:
+                log.exception("an event of the netlink server was not seen to")
         if self._timers:
             now = time.monotonic()
             due = []

@@ -43,20 +43,27 @@ class UnixTransport:
         self.state = State.WAITING
 
     def start(self, server: Server, loop: Loop) -> None:
-        """Listen. Raises OSError(EADDRINUSE) when another server listens at the path."""
+        """Listen. Raises OSError, EADDRINUSE when another server listens at the path."""
         self._server = server
         self._loop = loop
         self._listener = _listen(self._path)
-        loop.watch(self._listener.fileno(), lambda _events: loop.wake(self))
+        try:
+            loop.watch(self._listener.fileno(), lambda _events: loop.wake(self))
+        except BaseException:
+            self._close()
+            raise
 
     def stop(self) -> None:
         """Close all connections and remove the socket from its directory."""
         self._loop.forget(self._listener.fileno())
+        self._close()
+        for client in list(self._clients):
+            client.leave()
+
+    def _close(self) -> None:
         self._listener.close()
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
-        for client in list(self._clients):
-            client.leave()
 
     def step(self) -> Next:
         """Accept a connection."""
@@ -79,7 +86,11 @@ class UnixTransport:
         sock = NetlinkSock(next(self._ports), admin)
         client = UnixClient(self._server, self._loop, connection, sock, self._clients)
         self._clients.add(client)
-        self._loop.watch(connection.fileno(), client.happened)
+        try:
+            self._loop.watch(connection.fileno(), client.happened)
+        except OSError:
+            # It is closed. Nothing tells again of those that wait behind it.
+            client.leave()
         return Next.AGAIN
 
 

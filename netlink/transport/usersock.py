@@ -59,7 +59,7 @@ class UsersockTransport:
         return int(self._socket.getsockname()[0])
 
     def start(self, server: Server, loop: Loop) -> None:
-        """Bind the port. Raises OSError(EADDRINUSE) when another socket has it."""
+        """Bind the port. Raises OSError, EADDRINUSE when another socket has it."""
         self._server = server
         self._loop = loop
         with contextlib.ExitStack() as undo:
@@ -70,8 +70,8 @@ class UsersockTransport:
             self._socket.setblocking(False)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self._socket.bind((self._wanted, 0))
+            loop.watch(self._socket.fileno(), lambda _events: loop.wake(self))
             undo.pop_all()
-        loop.watch(self._socket.fileno(), lambda _events: loop.wake(self))
 
     def stop(self) -> None:
         """Give the port back."""

@@ -262,6 +262,15 @@ def test_port_without_a_server_is_refused() -> None:
         connect(usersock(0x7FFF_FFF1))
 
 
+def test_connection_that_is_refused_leaves_no_descriptor() -> None:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(ConnectionRefusedError) as refused:
+        connect(usersock(0x7ABC_DEF1))
+    assert os.listdir("/proc/self/fd") == before
+    # Up to here its traceback has kept the connection from the collector.
+    assert refused.tb is not None
+
+
 def test_server_that_goes_is_noticed(
     served: Served, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

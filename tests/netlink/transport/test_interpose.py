@@ -19,12 +19,17 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Never
 
 import pytest
 
-from netlink.transport import interposed
+from netlink.server import Server
+from netlink.transport import interpose, interposed
+from netlink.transport.interpose import InterposeTransport
+from netlink.transport.loop import Loop
 from netlink.transport.usermsg import Datagram
 from tests.netlink.devices import BDF
 from tests.netlink.transport.harness import (
@@ -763,6 +768,29 @@ def test_timeout_of_the_socket_ends_the_wait(session: Session) -> None:
     assert 0.19 < seconds < 2
 
 
+def test_call_with_a_long_timeout_is_not_remembered_when_it_has_ended(session: Session) -> None:
+    def client() -> str:
+        opened = bound()
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("=qq", 3600, 0))
+
+        def ask() -> None:
+            wait_for_parent()
+            opened.sendto(OURS, KERNEL)
+
+        sender = threading.Thread(target=ask)
+        sender.start()
+        datagram, _ = opened.recvfrom(4096)
+        sender.join()
+        return name_in(datagram)
+
+    child = session.start(client)
+    assert eventually(lambda: len(session.transport.pending) == 1)
+    (left,) = [weakref.ref(pending) for pending in session.transport.pending.values()]
+    child.send()
+    assert child.end() == "pci-tsm"
+    assert eventually(lambda: left() is None)
+
+
 def test_reader_that_waits_is_woken_by_the_answer(session: Session) -> None:
     def client() -> str:
         opened = bound()
@@ -862,6 +890,31 @@ def test_signal_ends_a_wait_as_its_handler_says(
         assert child.end() == errno.EINTR
 
 
+def test_wait_goes_on_while_there_is_no_descriptor_to_look_for_signals(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def client() -> str:
+        opened = bound()
+
+        def ask() -> None:
+            wait_for_parent()
+            opened.sendto(OURS, KERNEL)
+
+        sender = threading.Thread(target=ask)
+        sender.start()
+        datagram, _ = opened.recvfrom(4096)
+        sender.join()
+        return name_in(datagram)
+
+    refusals = Refusals(errno.EMFILE)
+    with monkeypatch.context() as patch:
+        patch.setattr(interpose, "signals_waiting", refusals)
+        child = session.start(client)
+        assert eventually(lambda: refusals.count >= 3)
+    child.send()
+    assert child.end() == "pci-tsm"
+
+
 def test_storm_of_signals_loses_and_doubles_nothing(session: Session) -> None:
     def client() -> list[int]:
         opened = bound()
@@ -904,6 +957,99 @@ def test_datagram_kept_for_a_reader_that_was_interrupted_comes_next(session: Ses
     known.keep(Datagram(b"kept", 4, 0, 0))
     child.send()
     assert child.end() == [True, True, b"kept", KERNEL, "pci-tsm", False, errno.EAGAIN]
+
+
+# Errors of the server's own system.
+
+
+class Refusals:
+    """Stands in for a function that fails with an errno."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.count = 0
+
+    def __call__(self, *_: object) -> Never:
+        self.count += 1
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.fixture
+def own_session() -> Iterator[Session]:
+    """A session in which nothing has happened yet."""
+    session = Session()
+    yield session
+    session.close()
+
+
+def test_closed_socket_is_seen_once_there_is_a_descriptor_to_look(
+    own_session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def client() -> None:
+        opened = asked()
+        opened.recvfrom(4096)
+        tell_parent(b"ready")
+        wait_for_parent()
+
+    child = own_session.start(client)
+    assert child.heard() == b"ready"
+    (known,) = own_session.transport.clients()
+    known.keep(Datagram(b"kept", 4, 0, 0))
+    monkeypatch.setattr(interpose, "LINGER", 0.0)
+    refusals = Refusals(errno.EMFILE)
+    with monkeypatch.context() as patch:
+        patch.setattr(interpose, "_ports_in_use", refusals)
+        assert eventually(lambda: refusals.count >= 2)
+        child.send()
+        child.end()
+    assert eventually(lambda: not own_session.transport.clients())
+
+
+def test_socket_that_could_not_be_prepared_is_forgotten_in_time(
+    own_session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interpose, "_open_to_all", Refusals(errno.ENOMEM))
+    own_session.run(lambda: bound().sendto(OURS, KERNEL))
+    assert eventually(lambda: not own_session.transport.clients())
+
+
+def test_thread_that_cannot_be_watched_leaves_nothing(
+    own_session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def client() -> int:
+        tell_parent(b"ready")
+        wait_for_parent()
+        found: list[int] = []
+        thread = threading.Thread(target=lambda: found.append(generic().fileno()))
+        thread.start()
+        thread.join()
+        tell_parent(b"done")
+        wait_for_parent()
+        return found[0]
+
+    child = own_session.start(client)
+    assert child.heard() == b"ready"
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(own_session.transport.loop, "watch", Refusals(errno.ENOSPC))
+        child.send()
+        assert child.heard() == b"done"
+    assert eventually(lambda: len(os.listdir("/proc/self/fd")) <= before)
+    child.send()
+    assert child.end() not in RESERVED
+
+
+def test_transport_that_does_not_start_leaves_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, transport = Loop(), InterposeTransport(print)
+    before = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "eventfd", Refusals(errno.EMFILE))
+        with pytest.raises(OSError, match="Too many open files"):
+            transport.start(Server(), loop)
+    assert os.listdir("/proc/self/fd") == before
+    loop.stop()
 
 
 # Pacing, and those who die.

@@ -6,12 +6,15 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from netlink.transport import loop as loops
 from netlink.transport.loop import Loop, Next, State
+from tests.netlink.transport.harness import eventually
 
 
 class Task:
@@ -102,6 +105,35 @@ def test_timer_wakes_a_task(loop: Loop) -> None:
     assert at[0] >= 0.05
 
 
+def test_dropped_timers_wake_their_task_no_more_and_the_others_wake_theirs(loop: Loop) -> None:
+    order: list[int] = []
+    tasks = [Task(lambda number=number: order.append(number)) for number in range(6)]  # type: ignore[misc]
+    dropped = Task(lambda: order.append(-1))
+
+    def start() -> None:
+        for number, task in reversed(list(enumerate(tasks))):
+            loop.wake_later(dropped, 0.02 + number / 100)
+            loop.wake_later(task, 0.03 + number / 100)
+        loop.drop_timers(dropped)
+
+    wake(loop, Task(start))
+    assert all(task.done.wait(5) for task in tasks)
+    assert order == [0, 1, 2, 3, 4, 5]
+
+
+def test_task_whose_timers_are_dropped_is_not_kept_for_them() -> None:
+    loop = Loop()
+    try:
+        task = Task(lambda: None)
+        left = weakref.ref(task)
+        loop.wake_later(task, 3600)
+        loop.drop_timers(task)
+        del task
+        assert left() is None
+    finally:
+        loop.stop()
+
+
 def test_waker_is_called_for_what_happens_at_a_descriptor(loop: Loop) -> None:
     ours, theirs = os.pipe()
     task = Task(lambda: None)
@@ -112,6 +144,58 @@ def test_waker_is_called_for_what_happens_at_a_descriptor(loop: Loop) -> None:
     loop.forget(ours)
     os.close(ours)
     os.close(theirs)
+
+
+def test_task_whose_step_fails_is_stepped_again_when_it_is_woken(
+    loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    fails = [RuntimeError("a bug"), OSError("no memory")]
+
+    def fail() -> None:
+        task.inside = 0
+        if fails:
+            raise fails.pop()
+
+    task, other = Task(fail), Task(lambda: None)
+    for left in (1, 0):
+        wake(loop, task)
+        assert eventually(lambda left=left: len(fails) == left and task.state is State.WAITING)  # type: ignore[misc]
+    wake(loop, task, other)
+    assert task.done.wait(5)
+    assert other.done.wait(5)
+    assert "a bug" in caplog.text
+    assert "no memory" in caplog.text
+
+
+def test_waker_that_fails_is_told_of_and_the_loop_goes_on(
+    loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_events: int) -> None:
+        raise RuntimeError("a bug")
+
+    fd = os.eventfd(1)
+    loop.watch(fd, fail)
+    assert eventually(lambda: "a bug" in caplog.text)
+    task = Task(lambda: None)
+    wake(loop, task)
+    assert task.done.wait(5)
+    loop.forget(fd)
+    os.close(fd)
+
+
+def test_descriptor_that_cannot_be_watched_is_not_remembered(loop: Loop) -> None:
+    class Waker:
+        def __call__(self, _events: int) -> None:
+            """Nothing is to be done."""
+
+    waker = Waker()
+    left = weakref.ref(waker)
+    closed = os.eventfd(0)
+    os.close(closed)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        loop.watch(closed, waker)
+    del waker
+    assert left() is None
 
 
 def test_step_that_is_held_up_holds_up_nobody(loop: Loop) -> None:
@@ -178,6 +262,31 @@ def test_stop_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - start < 5
     go_on.set()
     assert task.done.wait(5)
+
+
+def test_step_that_ends_long_after_the_loop_touches_no_other_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(loops, "STOP_TIMEOUT", 0.1)
+    before = os.listdir("/proc/self/fd")
+    go_on = threading.Event()
+    loop = Loop()
+    loop.start()
+    held, other = Task(lambda: go_on.wait(20)), Task(lambda: None)
+    wake(loop, held)
+    wake(loop, other)
+    # It has lost the lead, of which it is going to tell the thread that leads.
+    assert other.done.wait(5)
+    loop.stop()
+    path = tmp_path / "file"
+    files = [path.open("ab", buffering=0) for _ in range(8)]
+    go_on.set()
+    assert held.done.wait(5)
+    assert eventually(lambda: threads() == 0)
+    assert path.read_bytes() == b""
+    for one in files:
+        one.close()
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_loop_without_a_thread_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from netlink.server import Server
+from netlink.server import Direction, Server
 from netlink.transport import unix
+from netlink.transport.loop import Loop, Next
 from netlink.transport.unix import UnixTransport
 from tests.netlink.conftest import Served
 from tests.netlink.devices import BDF
@@ -143,6 +144,73 @@ def test_path_that_cannot_be_leaves_no_descriptor(tmp_path: Path, path: str) -> 
     with Server() as server, pytest.raises(OSError, match=r"too long|No such file"):
         server.add(UnixTransport(tmp_path / path))
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_server_whose_socket_cannot_be_watched_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "netlink"
+    transport = UnixTransport(path)
+    before = os.listdir("/proc/self/fd")
+    with Server() as server, monkeypatch.context() as patch:
+        patch.setattr(Loop, "watch", no_space)
+        with pytest.raises(OSError, match="No space left"):
+            server.add(transport)
+    assert os.listdir("/proc/self/fd") == before
+    assert not path.exists()
+
+
+def test_connection_that_cannot_be_watched_is_closed_and_the_next_one_is_served(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "watch", no_space)
+        refused = UnixConnection(served.path)
+        assert refused.recv() == b""
+    client = UnixConnection(served.path)
+    assert family_id(client, "nlctrl") == NLCTRL
+    client.close()
+    refused.close()
+
+
+def test_connections_behind_one_that_cannot_be_watched_are_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing tells of them again: they came before."""
+    path = tmp_path / "netlink"
+    loop = Loop()
+    transport = UnixTransport(path)
+    transport.start(Server(), loop)
+    clients = [UnixConnection(path) for _ in range(2)]
+    monkeypatch.setattr(loop, "watch", lambda *_: no_space(loop))
+    assert [transport.step() for _ in range(3)] == [Next.AGAIN, Next.AGAIN, Next.WAIT]
+    assert [client.recv() for client in clients] == [b"", b""]
+    transport.stop()
+    loop.stop()
+    for client in clients:
+        client.close()
+
+
+def test_client_that_meets_a_bug_is_closed_and_others_are_served(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    def tap(direction: Direction, _port: int, datagram: bytes) -> None:
+        if direction is Direction.RECEIVED and datagram == b"bug":
+            raise RuntimeError("a bug")
+
+    served.server.add_tap(tap)
+    unlucky, other = UnixConnection(served.path), UnixConnection(served.path)
+    unlucky.send(b"bug")
+    assert unlucky.recv() == b""
+    assert family_id(other, "nlctrl") == NLCTRL
+    assert caplog.text.count("RuntimeError: a bug") == 1
+    unlucky.close()
+    other.close()
+
+
+def no_space(_loop: Loop, *_: object) -> None:
+    """What watching a descriptor does beyond ``max_user_watches``."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_connections_beyond_the_limit_are_closed(

@@ -10,11 +10,13 @@ import time
 
 import pytest
 
-from netlink.server import Server
+from netlink.server import Direction, Server
 from netlink.transport import usersock
+from netlink.transport.loop import Loop
 from netlink.transport.usersock import UsersockTransport
 from tests.netlink.conftest import Served
 from tests.netlink.devices import BDF
+from tests.netlink.transport.harness import eventually
 from tests.netlink.unprivileged import as_nobody
 from tests.netlink.wire import (
     NLCTRL,
@@ -56,6 +58,39 @@ def test_port_in_use_is_refused_and_leaves_no_descriptor() -> None:
         with pytest.raises(OSError, match="in use"):
             second.add(UsersockTransport(PORT))
         assert os.listdir("/proc/self/fd") == before
+
+
+def test_port_that_cannot_be_watched_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Server() as server:
+        server.add(UsersockTransport())
+        transport = UsersockTransport(PORT)
+        before = os.listdir("/proc/self/fd")
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "watch", no_space)
+            with pytest.raises(OSError, match="No space left"):
+                server.add(transport)
+        assert os.listdir("/proc/self/fd") == before
+        server.add(transport)
+
+
+def test_client_that_meets_a_bug_is_served_when_it_asks_again(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    def tap(direction: Direction, _port: int, datagram: bytes) -> None:
+        if direction is Direction.RECEIVED and datagram == b"bug":
+            raise RuntimeError("a bug")
+
+    served.server.add_tap(tap)
+    client = connect(served.port)
+    client.socket.settimeout(5)
+    client.send(b"bug")
+    assert eventually(lambda: "a bug" in caplog.text)
+    assert family_id(client, "nlctrl") == NLCTRL
+    assert caplog.text.count("RuntimeError: a bug") == 1
+    client.close()
 
 
 def test_other_user_may_ask_for_families_and_not_for_evidence(served: Served) -> None:
