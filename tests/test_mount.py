@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,10 +18,15 @@ from typing import IO
 
 import pytest
 
+from tests.command_line import Run
+from tests.left_behind import NO_PROCESS, failing, nothing_left
 from tsmfs import daemon, fs, mount
+from tsmfs.daemon import MachineRequest, Stages
 from tsmfs.description import builtin_text
 from tsmfs.instance import mounted
+from tsmfs.machine import Machine
 from tsmfs.mount import MountError, MountRequest, mount_machine, unmount_machine
+from tsmfs.runtime import runtime_directory
 from tsmfs.umount import umount
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -256,6 +263,99 @@ def test_a_machine_that_does_not_start_leaves_nothing(
         assert reason in errors
         assert errors.count("\n") == 1
         assert mounted().count(place) == 0
+
+
+REFUSED_BY_LIBFUSE = """
+import sys
+from tsmfs import fs
+from tsmfs.cli import main
+def run(self, directory, ready):
+    raise fs.MountError(f"cannot mount on {directory}")
+fs.Filesystem.run = run
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["-f"]])
+def test_a_mount_that_libfuse_refuses_leaves_no_socket(place: Path, options: list[str]) -> None:
+    socket = runtime_directory() / mount._socket_name(place)
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED_BY_LIBFUSE, "mount", *options, place],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    left = socket.exists()
+    socket.unlink(missing_ok=True)
+    said = f"tsmfs: cannot mount on {place}: libfuse does not say why\n"
+    assert (done.returncode, done.stderr) == (1, said)
+    assert not left
+
+
+@pytest.fixture
+def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine may be served in the process of the test, which goes on afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_mount_that_libfuse_refuses_leaves_nothing_in_the_process(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise fs.MountError("cannot mount")
+
+    monkeypatch.setattr(mount, "make_runtime_directory", lambda: tmp_path)
+    monkeypatch.setattr(fs.Filesystem, "run", refuse)
+    with nothing_left(), pytest.raises(MountError, match=r"^cannot mount: libfuse"):
+        mount_machine(MountRequest(place, foreground=True))
+    assert not list(tmp_path.glob("*.sock"))
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("stage", ["built", "booted"])
+def test_a_machine_is_stopped_whose_life_ends_before_it_is_mounted(place: Path, stage: str) -> None:
+    seen: list[Machine] = []
+
+    def fail(machine: Machine) -> None:
+        seen.append(machine)
+        raise MountError("no further")
+
+    stages = Stages()
+    setattr(stages, stage, fail)
+    with nothing_left(), pytest.raises(MountError, match=r"^no further$"):
+        daemon.serve(MachineRequest("server"), place, daemon.find_binding(), stages)
+    (machine,) = seen
+    assert not machine.modules.loaded
+    assert not list(machine.pci.host_bridges)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_signals_are_what_they_were_when_no_thread_can_wait_for_them(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    binding = daemon.find_binding()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    said = "^the machine cannot be served: can't start new thread$"
+    with nothing_left(), pytest.raises(MountError, match=said):
+        daemon.serve(MachineRequest(), place, binding, Stages())
+
+
+@NO_PROCESS
+def test_a_daemon_that_cannot_be_started_is_told_and_leaves_nothing(
+    place: Path, run: Run, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    monkeypatch.setattr(os, name, failing(getattr(os, name), number))
+    with nothing_left():
+        result = run("mount", place)
+    said = f"tsmfs: the daemon cannot be started: {os.strerror(number)}\n"
+    assert (result.status, result.err) == (1, said)
 
 
 def test_modules_are_those_that_were_asked_for(place: Path) -> None:

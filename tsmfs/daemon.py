@@ -96,12 +96,30 @@ def find_binding() -> fs.Binding:
     return binding
 
 
-def live(work: Callable[[], None], pipe: int, kept: Iterable[int] = ()) -> NoReturn:
-    """The life of a forked process as a daemon: *work*, then the end of the process.
+def start_daemon(work: Callable[[int], None], kept: Iterable[int] = ()) -> tuple[int, int]:
+    """Fork a daemon, which ends after *work*; returns its PID, and a pipe to read from.
 
-    It has a session of its own, and of the open files only *pipe* and *kept*. What goes wrong in
-    *work* is written to *pipe*, in one line.
+    It has a session of its own, and of the open files only *kept* and its end of the pipe, which
+    *work* gets. What goes wrong in *work* is written there, in one line. MountError when there
+    can be no such process.
     """
+    try:
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _live(work, writer, kept)
+        except BaseException:
+            os.close(reader)
+            raise
+        finally:
+            os.close(writer)
+    except OSError as error:
+        raise MountError(f"the daemon cannot be started: {error.strerror}") from error
+    return pid, reader
+
+
+def _live(work: Callable[[int], None], pipe: int, kept: Iterable[int]) -> NoReturn:
     status = 1
     try:
         os.setsid()
@@ -110,7 +128,7 @@ def live(work: Callable[[], None], pipe: int, kept: Iterable[int] = ()) -> NoRet
             os.dup2(null, descriptor)
         close_all_but({pipe, *kept})
         _allow_many_files()
-        work()
+        work(pipe)
         status = 0
     except MountError as error:
         _tell(pipe, str(error))
@@ -164,35 +182,34 @@ def serve(request: MachineRequest, directory: Path, binding: fs.Binding, stages:
     """
     # The signals that end the machine are waited for by a thread of their own: libfuse runs in
     # many threads, and Python's handlers do not run while the main thread is in C.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    old_handler = signal.signal(_WAKE_SIGNAL, lambda *_: None)
-    life = _Life(directory, stages.given_up)
-    try:
-        machine = _build(request, stages)
+    with contextlib.ExitStack() as stack:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
+        old_handler = signal.signal(_WAKE_SIGNAL, lambda *_: None)
+        stack.callback(signal.signal, _WAKE_SIGNAL, old_handler)
+        life = _Life(directory, stages.given_up)
+        stack.callback(life.over)
+        machine = _build(request)
+        stack.callback(machine.stop)
+        stack.callback(life.end)
+        stages.built(machine)
+        _boot(machine, request)
         filesystem = fs.Filesystem(machine.root, binding)
         stages.booted(machine)
         os.chdir("/")
         # What is there now stays: the collector need not look at it again and again.
         gc.freeze()
         life.begin(filesystem)
-        stderr = _Stderr()
+        with _Stderr() as stderr:
 
-        def mounted_now() -> None:
-            stderr.restore()
-            stages.mounted()
+            def mounted_now() -> None:
+                stderr.restore()
+                stages.mounted()
 
-        try:
-            filesystem.run(directory, mounted_now)
-        except fs.MountError as error:
-            raise MountError(f"{error}: {stderr.last_line()}") from error
-        finally:
-            stderr.restore()
-        life.end()
-        machine.stop()
-    finally:
-        life.over()
-        signal.signal(_WAKE_SIGNAL, old_handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            try:
+                filesystem.run(directory, mounted_now)
+            except fs.MountError as error:
+                raise MountError(f"{error}: {stderr.last_line()}") from error
 
 
 class _Life:
@@ -202,21 +219,28 @@ class _Life:
         self._directory = directory
         self._given_up = given_up
         self._filesystem: fs.Filesystem | None = None
+        self._booting = True
         self._over = threading.Event()
         self._main = threading.get_ident()
         self._thread = threading.Thread(target=self._wait, name="signals", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise MountError(f"the machine cannot be served: {error}") from error
 
     def begin(self, filesystem: fs.Filesystem) -> None:
         """From now on there is something to unmount."""
         self._filesystem = filesystem
+        self._booting = False
 
     def end(self) -> None:
-        """Nothing is mounted any more; what is left to do must not take for ever."""
+        """Nothing is mounted, or no more; what is left to do must not take for ever."""
+        self._booting = False
         self._signal_own_thread()
 
     def over(self) -> None:
         """All is done."""
+        self._booting = False
         self._over.set()
         self._signal_own_thread()
         self._thread.join()
@@ -228,7 +252,7 @@ class _Life:
     def _wait(self) -> None:
         signal.sigwait(STOP_SIGNALS)
         deadline = time.monotonic() + STOP_SECONDS
-        if self._filesystem is None and not self._over.is_set():
+        if self._booting:
             self._give_up()
         kicks = _WAKE_TIMES
         while time.monotonic() < deadline:
@@ -255,9 +279,20 @@ class _Stderr:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._original: int | None = os.dup(2)
         self._kept = os.memfd_create("stderr", os.MFD_CLOEXEC)
+        try:
+            self._original: int | None = os.dup(2)
+        except BaseException:
+            os.close(self._kept)
+            raise
+
+    def __enter__(self) -> _Stderr:
         os.dup2(self._kept, 2)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+        os.close(self._kept)
 
     def restore(self) -> None:
         """Let standard error be what it was; again: nothing."""
@@ -274,8 +309,8 @@ class _Stderr:
         return lines[-1] if lines else "libfuse does not say why"
 
 
-def _build(request: MachineRequest, stages: Stages) -> Machine:
-    """The booted machine; MountError when its description or a module is at fault."""
+def _build(request: MachineRequest) -> Machine:
+    """The machine, not booted yet; MountError when its description is at fault."""
     from tsmfs.description import DescriptionError, find
     from tsmfs.machine import Machine
 
@@ -284,14 +319,17 @@ def _build(request: MachineRequest, stages: Stages) -> Machine:
     except DescriptionError as error:
         raise MountError(str(error)) from error
     try:
-        machine = Machine(description, text, uid=os.geteuid(), gid=os.getegid())
+        return Machine(description, text, uid=os.geteuid(), gid=os.getegid())
     except OSError as error:
         raise MountError(f"{request.machine}: {error.strerror}") from error
-    stages.built(machine)
-    lines = [load.line for load in description.modules] if request.machine_modules else []
+
+
+def _boot(machine: Machine, request: MachineRequest) -> None:
+    """Load the modules; MountError that names the one at fault."""
+    loads = machine.description.modules if request.machine_modules else ()
+    lines = [load.line for load in loads]
     for line in (*lines, *request.modules):
         try:
             machine.boot([line])
         except OSError as error:
             raise MountError(f"cannot load {line}: {error.strerror}") from error
-    return machine

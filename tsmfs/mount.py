@@ -25,9 +25,9 @@ from tsmfs.daemon import (
     Stages,
     describe_end,
     find_binding,
-    live,
     send_uevents,
     serve,
+    start_daemon,
     write_ready,
 )
 from tsmfs.instance import CONTROL_DIRECTORY, mounted
@@ -125,13 +125,13 @@ def _reserve(directory: Path) -> Iterator[None]:
 
 def _start_daemon(request: MountRequest, directory: Path, binding: fs.Binding) -> None:
     """Serve in a child that outlives this process; returns after a read through the mount."""
-    reader, writer = os.pipe2(os.O_CLOEXEC)
+
+    def work(pipe: int) -> None:
+        _serve(request, directory, binding, lambda: write_ready(pipe))
+
     sys.stdout.flush()
     sys.stderr.flush()
-    daemon = os.fork()
-    if daemon == 0:
-        live(lambda: _serve(request, directory, binding, lambda: write_ready(writer)), writer)
-    os.close(writer)
+    daemon, reader = start_daemon(work)
     try:
         with open(reader, "rb") as pipe:
             answer = pipe.read()

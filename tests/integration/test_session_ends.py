@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_session import as_caller, directories, processes, tsmfs, variables
+from tests.integration.test_session import as_caller, directories, processes, run, tsmfs, variables
 from tsmfs.session import registry
 from tsmfs.session.registry import Record
 
@@ -138,6 +140,44 @@ def test_interruption_before_the_command_ends_all(tmp_path: Path) -> None:
         _, errors = process.communicate(timeout=10)
     assert (process.returncode, errors) == (130, "")
     assert not processes(NAME)
+    assert not any(path.name == NAME for path in directories())
+
+
+FAILING_FORK = """
+import errno, os, sys
+from tsmfs.cli import main
+fork, own, count = os.fork, "", 0
+def fork_or_fail():
+    global own, count
+    count += 1
+    number = f"{own}{count}"
+    if number == sys.argv[1]:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    child = fork()
+    if child == 0:
+        own, count = f"{number}.", 0
+    return child
+os.fork = fork_or_fail
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        ("1", "the daemon cannot be started: {}"),
+        ("1.1", "no mount and network namespaces here ({}); 'tsmfs mount DIR' works without"),
+        ("2", "COMMAND cannot be started: {}"),
+        ("2.1", "COMMAND cannot be started: {}"),
+    ],
+    ids=["daemon", "maker of the network", "first process", "command"],
+)
+def test_want_of_a_process_is_told_and_leaves_nothing(number: str, said: str) -> None:
+    arguments = ("exec", "--name", NAME, "--", "true")
+    done = run([sys.executable, "-c", FAILING_FORK, number, *arguments])
+    assert done.returncode == 125
+    assert done.stderr == f"tsmfs: {said.format(os.strerror(errno.EAGAIN))}\n"
+    assert wait_for(lambda: not processes(NAME))
     assert not any(path.name == NAME for path in directories())
 
 

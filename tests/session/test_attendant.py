@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.left_behind import failing, nothing_left
 from tsmfs.session import SessionError, attendant
 from tsmfs.session.attendant import Command, Report, attend, fork, receive
 
@@ -173,6 +175,15 @@ def test_failure_before_the_command_is_one_report(error: Exception, text: bytes)
     assert attended.report() == (Report.FAILED, text)
     assert attended.status() == attendant.EXIT_FAILED
     attended.channel.close()
+
+
+def test_an_attendant_that_cannot_be_started_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "fork", failing(os.fork, errno.EAGAIN))
+    said = "^COMMAND cannot be started: Resource temporarily unavailable$"
+    with nothing_left(), pytest.raises(SessionError, match=said):
+        fork(lambda _: 0)
 
 
 def test_descriptors_of_the_caller_are_those_that_can_be_inherited() -> None:

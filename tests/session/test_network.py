@@ -3,11 +3,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from tests.left_behind import failing, nothing_left
+from tsmfs.session import network
+from tsmfs.session.namespaces import Namespace
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,3 +104,40 @@ def test_without_user_namespaces_there_is_a_network_namespace_all_the_same() -> 
         check=True,
     )
     assert done.stdout.split() == ["False", "True"]
+
+
+@pytest.fixture
+def unshared(monkeypatch: pytest.MonkeyPatch) -> list[Namespace]:
+    """What this process would have unshared; a user namespace cannot be made."""
+    kinds: list[Namespace] = []
+
+    def unshare(kind: Namespace) -> None:
+        if kind is Namespace.USER:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        kinds.append(kind)
+
+    monkeypatch.setattr(network, "unshare", unshare)
+    return kinds
+
+
+def test_a_user_namespace_that_is_refused_leaves_nothing(unshared: list[Namespace]) -> None:
+    with nothing_left():
+        assert network.enter_new_network() is False
+    assert unshared == [Namespace.NET]
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "number"),
+    [(os, "fork", errno.EAGAIN), (socket, "socketpair", errno.EMFILE)],
+)
+def test_want_of_a_process_is_no_refusal_and_leaves_nothing(
+    unshared: list[Namespace],
+    monkeypatch: pytest.MonkeyPatch,
+    module: object,
+    name: str,
+    number: int,
+) -> None:
+    monkeypatch.setattr(module, name, failing(getattr(module, name), number))
+    with nothing_left(), pytest.raises(OSError, match=os.strerror(number)):
+        network.enter_new_network()
+    assert unshared == []

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tsmfs.session import supervisor
+from tests.left_behind import NO_PROCESS, failing, nothing_left
+from tsmfs import fs
+from tsmfs.daemon import MachineRequest
+from tsmfs.session import SessionError, supervisor
 from tsmfs.session.registry import SessionDirectory
 from tsmfs.umount import MountError
 
@@ -103,3 +106,14 @@ def test_daemon_that_goes_is_told() -> None:
 def test_a_path_that_is_too_long_for_a_socket_is_told(tmp_path: Path) -> None:
     with pytest.raises(MountError, match="too long"):
         supervisor._listen(SessionDirectory(tmp_path / ("x" * 120)))
+
+
+@NO_PROCESS
+def test_a_daemon_that_cannot_be_started_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    monkeypatch.setattr(os, name, failing(getattr(os, name), number))
+    binding, directory = fs.BINDINGS["fusepy"], SessionDirectory(tmp_path)
+    said = f"^the daemon cannot be started: {os.strerror(number)}$"
+    with nothing_left(), open(os.devnull) as lock, pytest.raises(SessionError, match=said):
+        supervisor.start(MachineRequest(), binding, directory, lock.fileno())

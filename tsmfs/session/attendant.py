@@ -67,15 +67,25 @@ def fork(work: Callable[[socket.socket], int]) -> tuple[int, socket.socket]:
     """Start an attendant, which ends with the status that *work* returns.
 
     Returns its pid and the channel to it; *work* gets its own end. What it raises is reported as
-    :attr:`Report.FAILED`. All signals have to be blocked.
+    :attr:`Report.FAILED`. All signals have to be blocked. SessionError when there can be no such
+    process.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        ours.close()
-        _live(work, theirs)
-    theirs.close()
+    with contextlib.ExitStack() as undo, theirs:
+        undo.callback(ours.close)
+        pid = _fork()
+        if pid == 0:
+            ours.close()
+            _live(work, theirs)
+        undo.pop_all()
     return pid, ours
+
+
+def _fork() -> int:
+    try:
+        return os.fork()
+    except OSError as error:
+        raise SessionError(f"COMMAND cannot be started: {error.strerror}") from error
 
 
 def _live(work: Callable[[socket.socket], int], channel: socket.socket) -> NoReturn:
@@ -146,7 +156,7 @@ def attend(command: Command, channel: socket.socket) -> int:
     All signals have to be blocked. When the process outside goes, COMMAND gets SIGHUP.
     """
     descriptor = namespaces.signal_descriptor([signal.SIGCHLD])
-    child = os.fork()
+    child = _fork()
     if child == 0:
         _execute(command)
     send(channel, Report.RUNNING)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 
@@ -27,8 +28,7 @@ def run_in_session(name: str, program: Program) -> int:
         target = os.pidfd_open(record.init)
     except OSError as error:
         raise SessionError(f"{name}: the session is ending") from error
-    with Signals() as signals:
-        terminal = Terminal()
+    with Signals() as signals, contextlib.closing(Terminal()) as terminal:
         command = program.command(name, signals.before, terminal)
         top = os.open(f"/proc/{record.init}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         kinds = {kind for kind in NAMESPACE_FILES if not namespaces.same(record.init, kind)}

@@ -49,6 +49,8 @@ _FROM_PROCESS = (0, -1, -6)
 _SIGINFO = struct.Struct("=Iii116x")
 """``struct signalfd_siginfo``: number, errno, code."""
 
+_DAEMON_DIED = "the daemon of the session died, and the session with it"
+
 _PATIENCE = STOP_SECONDS + 2.0
 """Seconds after which a daemon that does not end is killed."""
 
@@ -104,7 +106,11 @@ class Signals:
     def __enter__(self) -> Signals:
         wanted = signal.valid_signals() - _FAULTS
         self.before = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-        self.descriptor = namespaces.signal_descriptor(wanted)
+        try:
+            self.descriptor = namespaces.signal_descriptor(wanted)
+        except BaseException:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self.before)
+            raise
         return self
 
     def __exit__(
@@ -153,8 +159,14 @@ class Attended:
 
         SessionError when it did not run, or the process *daemon* ended; Interrupted.
         """
-        own, other = os.pidfd_open(self._pid), os.pidfd_open(daemon)
-        try:
+        with contextlib.ExitStack() as stack:
+            own = os.pidfd_open(self._pid)
+            stack.callback(os.close, own)
+            try:
+                other = os.pidfd_open(daemon)
+            except ProcessLookupError as error:
+                raise SessionError(_DAEMON_DIED) from error
+            stack.callback(os.close, other)
             poll = select.poll()
             for descriptor in (own, other, self._channel.fileno(), self._signals.descriptor):
                 poll.register(descriptor, select.POLLIN)
@@ -163,14 +175,11 @@ class Attended:
                 if own in ready:
                     return self._ended()
                 if other in ready:
-                    raise SessionError("the daemon of the session died, and the session with it")
+                    raise SessionError(_DAEMON_DIED)
                 if self._channel.fileno() in ready and not self._read():
                     poll.unregister(self._channel)
                 if self._signals.descriptor in ready:
                     self._pass_on()
-        finally:
-            os.close(own)
-            os.close(other)
 
     def end(self) -> None:
         """Kill the attendant if it is still there, and set the terminal right."""
@@ -259,7 +268,7 @@ def run_session(request: SessionRequest) -> int:
         stack.callback(_end, daemon.pid)
         _wait_until_ready(daemon, signals)
         _enter(daemon.pid)
-        terminal = Terminal()
+        terminal = stack.enter_context(contextlib.closing(Terminal()))
         command = request.program.command(name, signals.before, terminal)
         plan = Plan(directory, daemon.pid, request.kept, request.services)
         pid, channel = init.start(plan, command, daemon.handover, inherited)

@@ -8,22 +8,30 @@ hears only what is sent in it, and root has the same rights over it.
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 from pathlib import Path
 
 from tsmfs.session.namespaces import Namespace, setns, unshare
 
 _GO = b"\0"
 
+_SHORTAGES = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+"""These tell of no process or no descriptor, and nothing of what can be made here."""
+
 
 def enter_new_network() -> bool:
     """Be in a new network namespace; False when it hears the host's uevents too.
 
-    That is so where no user namespace can be made. OSError when there is no network namespace.
+    That is so where no user namespace can be made. OSError when there is no network namespace, or
+    want of what it takes to make one.
     """
     try:
         owned = _open_owned_network()
-    except OSError:
+    except OSError as error:
+        if error.errno in _SHORTAGES:
+            raise
         unshare(Namespace.NET)
         return False
     try:
@@ -35,51 +43,42 @@ def enter_new_network() -> bool:
 
 def _open_owned_network() -> int:
     """A descriptor of a network namespace that a user namespace like this one owns."""
-    ours, theirs = _pipe_pair()
-    child = os.fork()
-    if child == 0:
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            child = os.fork()
+            if child == 0:
+                try:
+                    ours.close()
+                    unshare(Namespace.USER)
+                    _meet(theirs)
+                    unshare(Namespace.NET)
+                    _meet(theirs)
+                finally:
+                    os._exit(0)
         try:
-            for descriptor in ours:
-                os.close(descriptor)
-            unshare(Namespace.USER)
-            _meet(theirs)
-            unshare(Namespace.NET)
-            _meet(theirs)
+            _wait(ours)
+            for kind in ("uid_map", "gid_map"):
+                _write_same_map(Path(f"/proc/{child}") / kind, Path("/proc/self") / kind)
+            _go(ours)
+            _wait(ours)
+            return os.open(f"/proc/{child}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         finally:
-            os._exit(0)
-    for descriptor in theirs:
-        os.close(descriptor)
-    try:
-        _wait(ours)
-        for kind in ("uid_map", "gid_map"):
-            _write_same_map(Path(f"/proc/{child}") / kind, Path("/proc/self") / kind)
-        _go(ours)
-        _wait(ours)
-        return os.open(f"/proc/{child}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        for descriptor in ours:
-            os.close(descriptor)
-        # It waits for a word, or for the end of the pipe.
-        os.waitpid(child, 0)
+            # It waits for a word, or for the end of this.
+            ours.close()
+            os.waitpid(child, 0)
 
 
-def _pipe_pair() -> tuple[tuple[int, int], tuple[int, int]]:
-    """Two ends, each to read from and to write to the other."""
-    first_in, second_out = os.pipe2(os.O_CLOEXEC)
-    second_in, first_out = os.pipe2(os.O_CLOEXEC)
-    return (first_in, first_out), (second_in, second_out)
+def _go(end: socket.socket) -> None:
+    end.sendall(_GO)
 
 
-def _go(end: tuple[int, int]) -> None:
-    os.write(end[1], _GO)
-
-
-def _wait(end: tuple[int, int]) -> None:
-    if not os.read(end[0], 1):
+def _wait(end: socket.socket) -> None:
+    if not end.recv(1):
         raise OSError("the other process has ended")
 
 
-def _meet(end: tuple[int, int]) -> None:
+def _meet(end: socket.socket) -> None:
     _go(end)
     _wait(end)
 

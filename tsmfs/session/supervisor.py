@@ -8,6 +8,7 @@ are those of its /proc.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -25,12 +26,12 @@ from tsmfs.daemon import (
     STOP_SIGNALS,
     MachineRequest,
     Stages,
-    live,
     send_uevents,
     serve,
+    start_daemon,
     write_ready,
 )
-from tsmfs.session import namespaces, network
+from tsmfs.session import SessionError, namespaces, network
 from tsmfs.session.namespaces import CAP_SYS_ADMIN, Namespace
 from tsmfs.session.registry import SessionDirectory
 from tsmfs.umount import MountError
@@ -61,26 +62,30 @@ class Supervisor:
 def start(
     request: MachineRequest, binding: fs.Binding, directory: SessionDirectory, lock: int
 ) -> Supervisor:
-    """Start the daemon; it keeps *lock* open. All signals have to be blocked."""
+    """Start the daemon; it keeps *lock* open. All signals have to be blocked.
+
+    SessionError when there can be no such process.
+    """
     front = os.getpid()
-    reader, writer = os.pipe2(os.O_CLOEXEC)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
-    def work() -> None:
+    def work(pipe: int) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, STOP_SIGNALS)
         _make_namespaces()
         namespaces.die_with_parent(signal.SIGTERM)
         if os.getppid() != front:
             raise MountError("the session was killed before it began")
-        stages = _Stages(directory, theirs, lambda: write_ready(writer))
+        stages = _Stages(directory, theirs, lambda: write_ready(pipe))
         serve(request, directory.machine, binding, stages)
         directory.remove()
 
-    pid = os.fork()
-    if pid == 0:
-        live(work, writer, [lock, theirs.fileno()])
-    os.close(writer)
-    theirs.close()
+    with contextlib.ExitStack() as undo, theirs:
+        undo.callback(ours.close)
+        try:
+            pid, reader = start_daemon(work, [lock, theirs.fileno()])
+        except MountError as error:
+            raise SessionError(str(error)) from error
+        undo.pop_all()
     return Supervisor(pid, reader, ours)
 
 

@@ -35,6 +35,12 @@ class Terminal:
             with contextlib.suppress(termios.error):
                 self._modes = termios.tcgetattr(self._descriptor)
 
+    def close(self) -> None:
+        """Let go of it; again, or without one: nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
     def foreground(self) -> int | None:
         """The process group in the foreground, None when there is none."""
         try:
