@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.left_behind import failing, nothing_left
 from tsmfs.session import udev_keeper, udev_rules, udevd
 from tsmfs.session.udev_keeper import Keeper, Level, concerns_user, parse
 from tsmfs.session.udev_rules import RulesView, Source, UdevdError
@@ -127,6 +129,14 @@ def test_who_does_not_read_standard_error_does_not_stop_udevd(
     os.close(unread)
 
 
+def test_a_log_that_cannot_be_opened_leaves_nothing_open(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(udev_keeper, "LOG", tmp_path / "none/log")
+    with nothing_left(), pytest.raises(FileNotFoundError):
+        Keeper(0, 2, RulesView([Source(tmp_path, "rules")]))
+
+
 # --- What udevd finds ---------------------------------------------------------------------------
 
 
@@ -206,6 +216,34 @@ def test_a_host_with_udevd_in_udevadm_has_it_under_the_other_name(
     assert udevd._find_daemon() == [f"{tmp_path}/udevadm", "systemd-udevd"]
 
 
+@pytest.mark.parametrize(
+    ("name", "number", "call"),
+    [
+        ("pipe2", errno.EMFILE, 1),
+        ("dup", errno.EMFILE, 1),
+        ("fork", errno.EAGAIN, 1),
+        ("pipe2", errno.EMFILE, 2),
+        ("fork", errno.EAGAIN, 2),
+    ],
+    ids=["pipe of the log", "standard error", "keeper", "pipe of udevd", "udevd"],
+)
+def test_want_of_a_process_is_told_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, number: int, call: int
+) -> None:
+    program(tmp_path / "udevd")
+    program(tmp_path / "udevadm")
+    monkeypatch.setattr(udevd, "_DAEMONS", (tmp_path / "udevd",))
+    monkeypatch.setattr(udevd, "_ADMIN_PLACES", str(tmp_path))
+    monkeypatch.setattr(udevd, "arrange", lambda *_, **__: RulesView([]))
+    for module, path in ((udevd, "CONTROL"), (udevd, "ENVIRONMENT"), (udevd, "LOG")):
+        monkeypatch.setattr(module, path, tmp_path / path.lower())
+    monkeypatch.setattr(udev_keeper, "LOG", tmp_path / "log")
+    monkeypatch.setattr(os, name, failing(getattr(os, name), number, call=call))
+    said = f"^udevd cannot be started: {os.strerror(number)}$"
+    with nothing_left(), pytest.raises(UdevdError, match=said):
+        udevd.start([], False, {})
+
+
 # Runs start() with a fake udevd and a fake udevadm, in namespaces that end with it.
 START = """
 import os, sys
@@ -278,6 +316,11 @@ def test_a_udevd_that_never_listens_is_given_up(tmp_path: Path) -> None:
 def test_a_udevd_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
     out, _ = start(tmp_path, LISTEN, "echo connection refused >&2; exit 1")
     assert out == "udevd is not ready after 1 s: connection refused\n"
+
+
+def test_a_udevadm_that_cannot_be_executed_is_told(tmp_path: Path) -> None:
+    out, _ = start(tmp_path, f"rm {tmp_path}/udevadm; {LISTEN}", "exit 0")
+    assert out == f"udevd cannot be started: {tmp_path}/udevadm: No such file or directory\n"
 
 
 def test_a_ping_that_hangs_is_given_up(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,14 @@ def udevd_service(rules: Sequence[Path], host_rules: bool) -> Callable[[Mapping[
 
     def start(environment: Mapping[str, str]) -> None:
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-        descriptors = [os.open(directory, flags) for directory in rules]
-        try:
-            udevd.start(descriptors, host_rules, environment)
-        except udevd.UdevdError as error:
-            raise SessionError(str(error)) from error
-        for descriptor in descriptors:
-            os.close(descriptor)
+        descriptors: list[int] = []
+        with contextlib.ExitStack() as stack:
+            for directory in rules:
+                descriptors.append(os.open(directory, flags))
+                stack.callback(os.close, descriptors[-1])
+            try:
+                udevd.start(descriptors, host_rules, environment)
+            except udevd.UdevdError as error:
+                raise SessionError(str(error)) from error
 
     return start

@@ -96,7 +96,11 @@ class Keeper:
         self._stderr = stderr
         self._view = view
         self._inotify = _watch(source.path for source in view.sources)
-        self._log = _open_log()
+        try:
+            self._log = _open_log()
+        except BaseException:
+            os.close(self._inotify)
+            raise
         self._unshown = b""
         self.end_is_known = False
         """Whether somebody else tells that udevd has ended."""

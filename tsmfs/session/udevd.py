@@ -88,24 +88,24 @@ def start(rules: Sequence[int], host_rules: bool, environment: Mapping[str, str]
         _write_environment(environment)
         CONTROL.parent.mkdir(exist_ok=True)
         keeper, log = _start_keeper(view)
+        try:
+            udevd = _start_daemon(daemon, _daemon_environment(environment), log)
+        except BaseException:
+            os.kill(keeper, signal.SIGTERM)
+            os.close(log)
+            _reap(keeper)
+            raise
+        os.close(log)
+        try:
+            _coldplug(udevd, admin, _admin_environment(environment))
+        except BaseException:
+            os.kill(keeper, signal.SIGTERM)
+            os.kill(udevd, signal.SIGKILL)
+            os.waitpid(udevd, 0)
+            _reap(keeper)
+            raise
     except OSError as error:
         raise UdevdError(f"udevd cannot be started: {reason(error)}") from error
-    try:
-        udevd = _start_daemon(daemon, _daemon_environment(environment), log)
-    except UdevdError:
-        os.kill(keeper, signal.SIGTERM)
-        os.close(log)
-        _reap(keeper)
-        raise
-    os.close(log)
-    try:
-        _coldplug(udevd, admin, _admin_environment(environment))
-    except BaseException:
-        os.kill(keeper, signal.SIGTERM)
-        os.kill(udevd, signal.SIGKILL)
-        os.waitpid(udevd, 0)
-        _reap(keeper)
-        raise
     return udevd
 
 
@@ -167,8 +167,10 @@ def _start_keeper(view: RulesView) -> tuple[int, int]:
         stderr = os.dup(2)
         try:
             keeper = Keeper(reader, stderr, view)
-            pid = _fork(lambda: _keep(keeper))
-            keeper.close()
+            try:
+                pid = _fork(lambda: _keep(keeper))
+            finally:
+                keeper.close()
         finally:
             os.close(stderr)
     except BaseException:
@@ -212,11 +214,11 @@ def _start_daemon(command: Sequence[str], environment: Mapping[str, str], log: i
         except OSError as error:
             os.write(writer, reason(error).encode(errors="replace"))
 
-    try:
-        pid = _fork(execute)
-    finally:
-        os.close(writer)
     with open(reader, "rb") as pipe:
+        try:
+            pid = _fork(execute)
+        finally:
+            os.close(writer)
         problem = pipe.read().decode(errors="replace")
     if problem:
         os.waitpid(pid, 0)
