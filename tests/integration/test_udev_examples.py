@@ -220,6 +220,12 @@ def test_a_function_is_accepted_when_attestation_succeeds() -> None:
     assert lines == ["0", "0", "1", "1"]
 
 
+@pytest.mark.parametrize("state", [":", "echo tsm0 >$device/tsm/connect", "echo 1 >$device/remove"])
+def test_a_function_that_is_not_locked_any_more_is_passed_over(state: str) -> None:
+    done = run(f"{SHELL}{state}; {EXAMPLES}/attest/tsm-accept {BDF}")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_connected_function_is_not_attested() -> None:
     lines = output(
         """
