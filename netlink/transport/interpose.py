@@ -809,6 +809,9 @@ class PendingReceive:
                     done = True
             except Exception:
                 log.exception("a call that waits for generic netlink failed")
+                # Nobody else will answer it.
+                with contextlib.suppress(OSError):
+                    self.supervisor.listener.refuse(self.call.id, errno.EIO)
                 done = True
             if done:
                 self._end()

@@ -915,6 +915,36 @@ def test_wait_goes_on_while_there_is_no_descriptor_to_look_for_signals(
     assert child.end() == "pci-tsm"
 
 
+def test_wait_that_meets_a_bug_fails_and_does_not_hang(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def client() -> int | None:
+        opened = bound()
+
+        def ask() -> None:
+            wait_for_parent()
+            opened.sendto(OURS, KERNEL)
+
+        sender = threading.Thread(target=ask)
+        sender.start()
+        try:
+            opened.recvfrom(4096)
+        except OSError as error:
+            return error.errno
+        finally:
+            sender.join()
+        return None
+
+    def fail_to_deliver(*_: object) -> int:
+        raise ValueError
+
+    child = session.start(client)
+    assert eventually(lambda: bool(session.transport.pending))
+    monkeypatch.setattr(interpose, "deliver", fail_to_deliver)
+    child.send()
+    assert child.end() == errno.EIO
+
+
 def test_storm_of_signals_loses_and_doubles_nothing(session: Session) -> None:
     def client() -> list[int]:
         opened = bound()
