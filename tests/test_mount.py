@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import os
 import signal
@@ -221,6 +222,23 @@ def test_two_mounts_at_once_are_one(place: Path) -> None:
     for process in both:
         process.communicate(timeout=30)
     assert sorted(process.returncode for process in both) == [0, 1]
+    assert mounted().count(place) == 1
+    unmount_machine(place)
+
+
+def test_a_mount_that_is_over_before_the_place_is_reserved_is_seen(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fcntl.flock
+
+    def mount_first(descriptor: int, operation: int) -> None:
+        assert command("mount", place) == (0, "")
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", mount_first)
+    with nothing_left(), pytest.raises(MountError) as error:
+        mount_machine(MountRequest(place))
+    assert str(error.value) == f"{place}: a machine is mounted there already"
     assert mounted().count(place) == 1
     unmount_machine(place)
 

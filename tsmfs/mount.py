@@ -115,6 +115,8 @@ def _reserve(directory: Path) -> Iterator[None]:
             fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise MountError(f"{directory}: a machine is being mounted there") from None
+        if directory in mounted():
+            raise MountError(f"{directory}: a machine is mounted there already")
         names = os.listdir(place)
         if names:
             raise MountError(f"{directory}: not empty, there is {min(names)}")
