@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.left_behind import failing, nothing_left
 from tsmfs.session import udev_keeper, udev_rules, udevd
-from tsmfs.session.udev_keeper import Keeper, Level, concerns_user, parse
+from tsmfs.session.udev_keeper import MARK, Keeper, Level, concerns_user, parse
 from tsmfs.session.udev_rules import RulesView, Source, UdevdError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +67,7 @@ def keep(
     monkeypatch.setattr(udev_keeper, "_END_SECONDS", 0.0)
     reader, writer = os.pipe()
     shown = os.open(tmp_path / "shown", os.O_RDWR | os.O_CREAT)
-    keeper = Keeper(reader, shown, view or RulesView([]))
+    keeper = Keeper(reader, shown, shown, view or RulesView([]))
     os.write(writer, text)
     os.close(writer)
     keeper.run()
@@ -113,20 +113,50 @@ def test_who_does_not_read_standard_error_does_not_stop_udevd(
     monkeypatch.setattr(udev_keeper, "_END_SECONDS", 0.0)
     reader, writer = os.pipe()
     unread, stderr = os.pipe()
+    answer, other = os.pipe()
     if (pid := os.fork()) == 0:
         os.close(writer)
-        Keeper(reader, stderr, RulesView([])).run()
+        Keeper(reader, other, stderr, RulesView([])).run()
         os._exit(0)
     os.close(reader)
+    os.close(other)
     line = b"<27>" + b"x" * 1000 + b"\n"
     for _ in range(1000):
         os.write(writer, line)
+    os.write(writer, MARK)
     os.close(writer)
     os.close(stderr)
     assert os.waitpid(pid, 0)[1] == 0
     assert (tmp_path / "log").stat().st_size > 1000 * 1000
+    # What was not shown was not said to be.
+    assert os.read(answer, 1) == b""
+    os.close(answer)
     assert os.read(unread, 8) == b"udevd: x"
     os.close(unread)
+
+
+def test_a_mark_is_answered_when_all_before_it_is_shown_and_is_in_no_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shown, log = keep(monkeypatch, tmp_path, b"<27>before\n<27>be" + MARK + b"hind\n")
+    assert shown.split("\n")[:2] == ["udevd: before", "udevd: behind"]
+    assert shown.count(MARK.decode()) == 1
+    assert MARK.decode() not in log
+
+
+def test_a_line_is_in_the_log_once_it_is_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    written: list[str] = []
+    write = os.write
+
+    def note(descriptor: int, data: bytes) -> int:
+        written.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", note)
+    keep(monkeypatch, tmp_path, b"<27>a line\n")
+    assert [name for name in written if name in ("shown", "log")] == ["shown", "log"] * 2
 
 
 def test_a_log_that_cannot_be_opened_leaves_nothing_open(
@@ -134,7 +164,7 @@ def test_a_log_that_cannot_be_opened_leaves_nothing_open(
 ) -> None:
     monkeypatch.setattr(udev_keeper, "LOG", tmp_path / "none/log")
     with nothing_left(), pytest.raises(FileNotFoundError):
-        Keeper(0, 2, RulesView([Source(tmp_path, "rules")]))
+        Keeper(0, 1, 2, RulesView([Source(tmp_path, "rules")]))
 
 
 # --- What udevd finds ---------------------------------------------------------------------------
@@ -220,12 +250,13 @@ def test_a_host_with_udevd_in_udevadm_has_it_under_the_other_name(
     ("name", "number", "call"),
     [
         ("pipe2", errno.EMFILE, 1),
+        ("pipe2", errno.EMFILE, 2),
         ("dup", errno.EMFILE, 1),
         ("fork", errno.EAGAIN, 1),
-        ("pipe2", errno.EMFILE, 2),
+        ("pipe2", errno.EMFILE, 3),
         ("fork", errno.EAGAIN, 2),
     ],
-    ids=["pipe of the log", "standard error", "keeper", "pipe of udevd", "udevd"],
+    ids=["pipe of the log", "its answer", "standard error", "keeper", "pipe of udevd", "udevd"],
 )
 def test_want_of_a_process_is_told_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, number: int, call: int
@@ -246,9 +277,9 @@ def test_want_of_a_process_is_told_and_leaves_nothing(
 
 # Runs start() with a fake udevd and a fake udevadm, in namespaces that end with it.
 START = """
-import os, sys
+import os, sys, time
 from pathlib import Path
-from tsmfs.session import udevd
+from tsmfs.session import udev_keeper, udevd
 from tsmfs.session.namespaces import Mount, Namespace, make_mounts_private, mount, unshare
 
 unshare(Namespace.MOUNT)
@@ -257,8 +288,9 @@ mount("tmpfs", "/run", "tmpfs")
 fakes = Path(sys.argv[1])
 udevd._DAEMONS = (fakes / "udevd",)
 udevd._ADMIN_PLACES = str(fakes)
-udevd.READY_SECONDS = udevd.TRIGGER_SECONDS = 1.0
+udevd.READY_SECONDS, udevd.TRIGGER_SECONDS = map(float, sys.argv[2:4])
 udevd.SETTLE_SECONDS = 1
+exec(sys.argv[4])
 try:
     print("started", udevd.start([], False, {"PATH": os.environ["PATH"], "ODD": "a 'b'"}) > 0)
 except udevd.UdevdError as error:
@@ -271,15 +303,29 @@ except udevd.UdevdError as error:
 print(udevd.ENVIRONMENT.read_text(), file=sys.stderr)
 """
 
-LISTEN = "mkdir -p /run/udev; : >/run/udev/control; exec sleep 5"
+LISTEN = ": >/run/udev/control; exec sleep 60"
+LONG = 30
+"""Seconds that are enough for a fake that does what is waited for."""
 
 
-def start(tmp_path: Path, daemon: str, admin: str, interpreter: str = "/bin/sh") -> tuple[str, str]:
-    """Both outputs of the script with these for udevd and udevadm, which are shell scripts."""
+def start(
+    tmp_path: Path,
+    daemon: str,
+    admin: str,
+    *,
+    interpreter: str = "/bin/sh",
+    ready: int = LONG,
+    trigger: int = LONG,
+    change: str = "",
+) -> tuple[str, str]:
+    """Both outputs of the script with these for udevd and udevadm, which are shell scripts.
+
+    *ready* and *trigger* are the seconds that they get, and *change* is run before.
+    """
     for name, body in (("udevd", daemon), ("udevadm", admin)):
         (tmp_path / name).write_text(f"#!{interpreter}\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    command = [sys.executable, "-c", START, str(tmp_path)]
+    command = [sys.executable, "-c", START, str(tmp_path), str(ready), str(trigger), change]
     began = time.monotonic()
     # In a PID namespace of their own, so that all of them end with the first.
     done = subprocess.run(
@@ -288,10 +334,11 @@ def start(tmp_path: Path, daemon: str, admin: str, interpreter: str = "/bin/sh")
         env={k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=True,
     )
-    assert time.monotonic() - began < 20
+    # Neither of the fakes that hang has ended by itself.
+    assert time.monotonic() - began < 50
     return done.stdout, done.stderr
 
 
@@ -309,13 +356,13 @@ def test_a_udevd_that_cannot_be_executed_is_told(tmp_path: Path) -> None:
 
 
 def test_a_udevd_that_never_listens_is_given_up(tmp_path: Path) -> None:
-    out, _ = start(tmp_path, "exec sleep 5", "exit 0")
+    out, _ = start(tmp_path, "exec sleep 60", "exit 0", ready=1)
     assert out == "udevd is not ready after 1 s: it does not answer\n"
 
 
 def test_a_udevd_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
-    out, _ = start(tmp_path, LISTEN, "echo connection refused >&2; exit 1")
-    assert out == "udevd is not ready after 1 s: connection refused\n"
+    out, _ = start(tmp_path, LISTEN, "echo connection refused >&2; exit 1", ready=5)
+    assert out == "udevd is not ready after 5 s: connection refused\n"
 
 
 def test_a_udevadm_that_cannot_be_executed_is_told(tmp_path: Path) -> None:
@@ -324,7 +371,7 @@ def test_a_udevadm_that_cannot_be_executed_is_told(tmp_path: Path) -> None:
 
 
 def test_a_ping_that_hangs_is_given_up(tmp_path: Path) -> None:
-    out, _ = start(tmp_path, LISTEN, "exec sleep 5")
+    out, _ = start(tmp_path, LISTEN, "exec sleep 60", ready=1)
     assert out == "udevd is not ready after 1 s: it does not answer\n"
 
 
@@ -335,7 +382,7 @@ def test_a_udevadm_without_ping_is_enough(tmp_path: Path) -> None:
 
 
 def test_a_trigger_that_hangs_is_given_up(tmp_path: Path) -> None:
-    out, _ = start(tmp_path, LISTEN, "case $1 in trigger) exec sleep 5;; esac")
+    out, _ = start(tmp_path, LISTEN, "case $1 in trigger) exec sleep 60;; esac", trigger=1)
     assert out == "udevd: the events of coldplug cannot be triggered in 1 s\n"
 
 
@@ -343,6 +390,68 @@ def test_rules_that_do_not_settle_are_told_and_go_on(tmp_path: Path) -> None:
     out, err = start(tmp_path, LISTEN, "case $1 in settle) exit 1;; esac")
     assert out == "started True\n"
     assert "udevd: rules are not through after 1 s, and go on" in err
+
+
+SLOW_KEEPER = """
+keep = udevd._keep
+udevd._keep = lambda keeper: (time.sleep(0.5), keep(keeper))
+"""
+
+HUNG_KEEPER = """
+udev_keeper.Keeper.run = lambda keeper: time.sleep(60)
+udevd._LAST_WORDS_SECONDS = 0.2
+"""
+
+DEAD_KEEPER = "udev_keeper.Keeper.run = lambda keeper: os._exit(1)"
+
+UNREAD = """
+start = udevd.start
+def unread(*arguments):
+    stderr = os.dup(2)
+    reader, writer = os.pipe()
+    os.dup2(writer, 2)
+    os.close(writer)
+    os.close(reader)
+    pid = start(*arguments)
+    os.dup2(stderr, 2)
+    print(udevd.LOG.read_text(), end="")
+    return pid
+udevd.start = unread
+"""
+
+
+def test_what_udevd_says_of_coldplug_is_shown_before_the_command_can_end_all(
+    tmp_path: Path,
+) -> None:
+    daemon = (
+        "mkfifo /run/go; : >/run/udev/control; read -r line </run/go; "
+        "echo '<27>last words' >&2; : >/run/said; exec sleep 60"
+    )
+    said = "echo >/run/go; until [ -e /run/said ]; do sleep 0.01; done"
+    admin = f"case $1 in settle) {said};; esac"
+    out, err = start(tmp_path, daemon, admin, change=SLOW_KEEPER)
+    assert out == "started True\n"
+    assert err.startswith("udevd: last words\nexport ")
+
+
+def test_what_a_udevd_says_that_ends_at_once_is_shown_by_a_slow_keeper(tmp_path: Path) -> None:
+    out, err = start(tmp_path, "echo '<27>no' >&2; exit 1", "exit 0", change=SLOW_KEEPER)
+    assert out.startswith("udevd ended at once")
+    assert err.startswith("udevd: no\nexport ")
+
+
+@pytest.mark.parametrize("change", [HUNG_KEEPER, DEAD_KEEPER], ids=["hangs", "is gone"])
+def test_a_keeper_that_does_not_answer_keeps_no_session(tmp_path: Path, change: str) -> None:
+    assert start(tmp_path, LISTEN, "exit 0", change=change)[0] == "started True\n"
+    out, _ = start(tmp_path, "exit 1", "exit 0", change=change)
+    assert out.startswith("udevd ended at once")
+    assert out.count("\n") == 1
+
+
+def test_udevd_is_logged_when_nobody_reads_what_is_shown(tmp_path: Path) -> None:
+    daemon = f"echo '<27>one' >&2; echo '<27>two' >&2; {LISTEN}"
+    out, _ = start(tmp_path, daemon, "exit 0", change=UNREAD)
+    assert [line.partition(" ")[2] for line in out.splitlines()] == ["err: one", "err: two", "True"]
 
 
 def test_a_shell_can_read_the_environment(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -18,6 +19,9 @@ from tsmfs.session.udev_rules import RULES, RulesView
 LOG = Path("/run/tsmfs/udevd.log")
 """Everything that udevd says; at most :data:`LOG_SIZE`, and as much again in ``udevd.log.old``."""
 LOG_SIZE = 8 << 20
+
+MARK = b"\0"
+"""Written into the pipe, asks to be told when all before it is shown. No line has this byte."""
 
 _READ_SIZE = 1 << 16
 _MOST_UNSHOWN = 1 << 16
@@ -90,9 +94,13 @@ def concerns_user(level: Level, text: str) -> bool:
 class Keeper:
     """Reads udevd's log from a pipe until everybody who writes to it has ended."""
 
-    def __init__(self, pipe: int, stderr: int, view: RulesView) -> None:
-        """Everything that it needs is open from now on; *stderr* is the session's."""
+    def __init__(self, pipe: int, answer: int, stderr: int, view: RulesView) -> None:
+        """Everything that it needs is open from now on; *stderr* is the session's.
+
+        *answer* is the pipe into which a byte is written for a :data:`MARK`.
+        """
         self._pipe = pipe
+        self._answer = answer
         self._stderr = stderr
         self._view = view
         self._inotify = _watch(source.path for source in view.sources)
@@ -102,12 +110,13 @@ class Keeper:
             os.close(self._inotify)
             raise
         self._unshown = b""
+        self._is_asked = False
         self.end_is_known = False
         """Whether somebody else tells that udevd has ended."""
 
     def descriptors(self) -> list[int]:
         """The open files that it works with."""
-        return [self._pipe, self._stderr, self._inotify, self._log]
+        return [self._pipe, self._answer, self._stderr, self._inotify, self._log]
 
     def close(self) -> None:
         """Let go of what it opened itself, in a process where it does not run."""
@@ -123,35 +132,40 @@ class Keeper:
                 self._follow()
             if self._pipe in readable:
                 chunk = os.read(self._pipe, _READ_SIZE)
-                *lines, pending = (pending + chunk).split(b"\n")
+                self._is_asked |= MARK in chunk
+                *lines, pending = (pending + chunk.replace(MARK, b"")).split(b"\n")
                 for line in lines:
                     self._take(line.decode(errors="replace"))
                 if not chunk:
                     break
+            if self._is_asked and not self._unshown:
+                self._is_asked = False
+                # Who asked may have lost patience.
+                with contextlib.suppress(BrokenPipeError):
+                    os.write(self._answer, MARK)
         time.sleep(_END_SECONDS)
         if not self.end_is_known:
             self._take("has ended: no more events are handled in this session")
 
     def _wait(self) -> list[int]:
-        """Wait for something to read, and show what could not be shown meanwhile."""
-        while True:
-            writers = [self._stderr] if self._unshown else []
-            readable, writable, _ = select.select([self._pipe, self._inotify], writers, [])
-            if writable:
-                self._show()
-            if readable:
-                return readable
+        """Wait for something to read, or show something that could not be shown before."""
+        writers = [self._stderr] if self._unshown else []
+        readable, writable, _ = select.select([self._pipe, self._inotify], writers, [])
+        if writable:
+            self._show()
+        return readable
 
     def _take(self, line: str) -> None:
         level, text = parse(line)
         text = _RULES_FILE.sub(lambda match: self._view.origin(match[1]), text)
         now = time.time()
         moment = time.strftime("%H:%M:%S", time.localtime(now)) + f".{int(now % 1 * 1000):03}"
-        self._write_log(f"{moment} {level.name.lower()}: {text}\n".encode())
         if concerns_user(level, text) and len(self._unshown) < _MOST_UNSHOWN:
             self._unshown += f"udevd: {text}\n".encode()
             if select.select([], [self._stderr], [], 0)[1]:
                 self._show()
+        # Whoever waits until it is in the log has seen it.
+        self._write_log(f"{moment} {level.name.lower()}: {text}\n".encode())
 
     def _show(self) -> None:
         # A pipe that select() calls writable takes this much without making the writer wait.

@@ -14,12 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tsmfs.daemon import close_all_but
 from tsmfs.oserror import reason
 from tsmfs.session.namespaces import Mount, Namespace, bind, make_mounts_private, mount, unshare
-from tsmfs.session.udev_keeper import LOG, Keeper
+from tsmfs.session.udev_keeper import LOG, MARK, Keeper
 from tsmfs.session.udev_rules import KEPT, RulesView, UdevdError, arrange
 
 __all__ = ["CONTROL", "ENVIRONMENT", "READY_SECONDS", "SETTLE_SECONDS", "UdevdError", "start"]
@@ -80,30 +81,28 @@ def start(rules: Sequence[int], host_rules: bool, environment: Mapping[str, str]
     a ``/run`` of its own. *rules* are open directories, the later going before the earlier for
     equal names, and all before those of the host, which udevd has only with *host_rules*.
     *environment* is that of the session. Covers directories in this mount namespace, and leaves a
-    second child that ends after udevd. Raises UdevdError, and no child is left then.
+    second child that ends after udevd, and has shown what udevd has to say by now. Raises
+    UdevdError, and no child is left then.
     """
     daemon, admin = _find_daemon(), _find_admin()
     try:
         view = arrange(rules, host_rules=host_rules)
         _write_environment(environment)
         CONTROL.parent.mkdir(exist_ok=True)
-        keeper, log = _start_keeper(view)
+        keeper = _start_keeper(view)
         try:
-            udevd = _start_daemon(daemon, _daemon_environment(environment), log)
+            udevd = _start_daemon(daemon, _daemon_environment(environment), keeper.log)
+            try:
+                _coldplug(udevd, admin, _admin_environment(environment))
+                keeper.hear_out()
+            except BaseException:
+                os.kill(udevd, signal.SIGKILL)
+                os.waitpid(udevd, 0)
+                raise
         except BaseException:
-            os.kill(keeper, signal.SIGTERM)
-            os.close(log)
-            _reap(keeper)
+            keeper.end()
             raise
-        os.close(log)
-        try:
-            _coldplug(udevd, admin, _admin_environment(environment))
-        except BaseException:
-            os.kill(keeper, signal.SIGTERM)
-            os.kill(udevd, signal.SIGKILL)
-            os.waitpid(udevd, 0)
-            _reap(keeper)
-            raise
+        keeper.close()
     except OSError as error:
         raise UdevdError(f"udevd cannot be started: {reason(error)}") from error
     return udevd
@@ -159,26 +158,53 @@ def _daemon_environment(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _start_keeper(view: RulesView) -> tuple[int, int]:
-    """The PID of the keeper, and the pipe to it."""
+@dataclass(frozen=True, slots=True)
+class _RunningKeeper:
+    """The keeper, as the process that started it has it."""
+
+    pid: int
+    log: int
+    """The pipe from which it reads, for udevd to write into."""
+    answer: int
+    """The pipe in which it answers."""
+
+    def hear_out(self) -> None:
+        """Wait until all that was said so far is shown, but not for ever."""
+        if select.select([], [self.log], [], _LAST_WORDS_SECONDS)[1]:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self.log, MARK)
+            select.select([self.answer], [], [], _LAST_WORDS_SECONDS)
+
+    def close(self) -> None:
+        """Leave it alone."""
+        os.close(self.log)
+        os.close(self.answer)
+
+    def end(self) -> None:
+        """Let it end with what was said so far, and without a word about the end."""
+        # It heeds the signal once it has answered.
+        self.hear_out()
+        os.kill(self.pid, signal.SIGTERM)
+        self.close()
+        _reap(self.pid)
+
+
+def _start_keeper(view: RulesView) -> _RunningKeeper:
     LOG.parent.mkdir(exist_ok=True)
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    try:
+    with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+        reader, log = os.pipe2(os.O_CLOEXEC)
+        theirs.callback(os.close, reader)
+        ours.callback(os.close, log)
+        answer, writer = os.pipe2(os.O_CLOEXEC)
+        theirs.callback(os.close, writer)
+        ours.callback(os.close, answer)
         stderr = os.dup(2)
-        try:
-            keeper = Keeper(reader, stderr, view)
-            try:
-                pid = _fork(lambda: _keep(keeper))
-            finally:
-                keeper.close()
-        finally:
-            os.close(stderr)
-    except BaseException:
-        os.close(writer)
-        raise
-    finally:
-        os.close(reader)
-    return pid, writer
+        theirs.callback(os.close, stderr)
+        keeper = Keeper(reader, writer, stderr, view)
+        theirs.callback(keeper.close)
+        pid = _fork(lambda: _keep(keeper))
+        ours.pop_all()
+    return _RunningKeeper(pid, log, answer)
 
 
 def _keep(keeper: Keeper) -> None:
@@ -192,6 +218,8 @@ def _keep(keeper: Keeper) -> None:
         keeper.end_is_known = True
 
     signal.signal(signal.SIGTERM, end_is_known)
+    # When nobody reads what it shows, it goes on.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     keeper.run()
 
 
