@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -20,8 +21,10 @@ import pytest
 
 from tests.integration.test_session import processes, variables
 
-SECONDS = 15
+SECONDS = 30
+NAME = f"inside-{os.getpid()}"
 INTERRUPT, QUIT, SUSPEND, END = "\x03", "\x1c", "\x1a", "\x04"
+TASK_COMM_LEN = 15
 READY = r"(^|\s)ready\r\n"
 SHELL = ("bash", "--norc", "--noprofile", "-i")
 
@@ -63,6 +66,20 @@ class Screen:
         self.line("echo status=$?")
         self.expect(f"\nstatus={status}\r")
         self.expect("outside> ")
+
+    def wait_for_foreground(self, program: str | Path) -> None:
+        """Wait until this program leads the job that has the terminal."""
+        name = os.path.basename(program)[:TASK_COMM_LEN]
+        deadline = time.monotonic() + SECONDS
+        while self._foreground() != name:
+            assert time.monotonic() < deadline, f"{self._foreground()} has the terminal"
+            time.sleep(0.01)
+
+    def _foreground(self) -> str | None:
+        with contextlib.suppress(OSError):
+            group = os.tcgetpgrp(self._terminal)
+            return Path(f"/proc/{group}/comm").read_text().rstrip("\n")
+        return None
 
     def resize(self) -> None:
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
@@ -117,7 +134,7 @@ def test_in_the_background_it_stops_for_input(screen: Screen) -> None:
     screen.type(SUSPEND)
     screen.expect("Stopped")
     screen.expect("outside> ")
-    screen.line("bg; sleep 1; jobs")
+    screen.line("bg; until jobs -s | grep -q .; do sleep 0.1; done; jobs")
     screen.expect("Stopped")
     screen.expect("outside> ")
     screen.line("fg")
@@ -142,7 +159,9 @@ def test_who_continues_the_command_inside_continues_the_job(screen: Screen) -> N
     screen.line(f"tsmfs exec --name {name} -- sh -c 'kill -STOP $$; echo resumed'")
     screen.expect("Stopped")
     screen.expect("outside> ")
-    screen.line(f"tsmfs enter {name} -- kill -CONT 2; sleep 1")
+    screen.line(
+        f"tsmfs enter {name} -- kill -CONT 2; while jobs -s | grep -q .; do sleep 0.1; done; wait"
+    )
     screen.expect("\nresumed")
     screen.expect("outside> ")
     screen.line("wait; jobs; echo none left")
@@ -158,7 +177,7 @@ def test_a_pipeline_is_one_job(screen: Screen) -> None:
     screen.expect("outside> ")
     screen.line("fg")
     screen.expect("cat")
-    time.sleep(0.3)
+    screen.wait_for_foreground(sys.executable)
     screen.type(INTERRUPT)
     screen.expect_status(128 + signal.SIGINT)
 
@@ -189,21 +208,21 @@ def test_modes_that_a_command_sets_stay(screen: Screen) -> None:
 
 
 def test_a_shell_has_its_prompt_and_jobs_of_its_own(screen: Screen) -> None:
-    screen.line("tsmfs shell --name inside")
-    screen.expect(r"\(tsmfs inside\) .*[$#] ")
+    screen.line(f"tsmfs shell --name {NAME}")
+    screen.expect(rf"\(tsmfs {NAME}\) .*[$#] ")
     screen.line("echo $TSMFS_SESSION is $(cat /sys/kernel/tsmfs/name)")
-    screen.expect("\ninside is devsec")
+    screen.expect(f"\n{NAME} is devsec")
     screen.line("sleep 100")
     screen.expect("sleep 100\r\n")
-    time.sleep(0.3)
+    screen.wait_for_foreground("sleep")
     screen.type(SUSPEND)
     screen.expect("Stopped +sleep 100")
     screen.line("fg")
     screen.expect("\nsleep 100")
     # The shell shows the job before it lets it have the terminal.
-    time.sleep(0.3)
+    screen.wait_for_foreground("sleep")
     screen.type(INTERRUPT)
-    screen.expect(r"\(tsmfs inside\)")
+    screen.expect(rf"\(tsmfs {NAME}\)")
     screen.line("exit 5")
     screen.expect_status(5)
     # The shell outside has the terminal again.
@@ -215,24 +234,24 @@ def test_a_shell_has_its_prompt_and_jobs_of_its_own(screen: Screen) -> None:
 
 
 def test_a_shell_that_suspends_itself_comes_back(screen: Screen) -> None:
-    screen.line("tsmfs shell --name inside")
-    screen.expect(r"\(tsmfs inside\) .*[$#] ")
+    screen.line(f"tsmfs shell --name {NAME}")
+    screen.expect(rf"\(tsmfs {NAME}\) .*[$#] ")
     screen.line("suspend -f")
     screen.expect("Stopped")
     screen.expect("outside> ")
     screen.line("fg")
-    screen.expect("shell --name inside")
+    screen.expect(f"shell --name {NAME}")
     screen.line("")
-    screen.expect(r"\(tsmfs inside\)")
+    screen.expect(rf"\(tsmfs {NAME}\)")
     screen.line("echo in $TSMFS_SESSION")
-    screen.expect("\nin inside")
+    screen.expect(f"\nin {NAME}")
     screen.line("exit")
     screen.expect_status(0)
 
 
 def test_another_shell_leaves_without_complaint(screen: Screen) -> None:
-    screen.line("SHELL=/bin/dash tsmfs shell --name inside")
-    screen.expect(r"\(tsmfs inside\) \$ ")
+    screen.line(f"SHELL=/bin/dash tsmfs shell --name {NAME}")
+    screen.expect(rf"\(tsmfs {NAME}\) \$ ")
     screen.line("exit 6")
     screen.expect(r"^exit 6\r\noutside> ")
     screen.line("echo status=$?")
@@ -240,10 +259,10 @@ def test_another_shell_leaves_without_complaint(screen: Screen) -> None:
 
 
 def test_enter_without_a_command_is_a_shell(screen: Screen) -> None:
-    screen.line("tsmfs exec --name other -- sh -c 'echo ready; exec sleep 100' &")
+    screen.line(f"tsmfs exec --name {NAME} -- sh -c 'echo ready; exec sleep 100' &")
     screen.expect(READY)
-    screen.line("tsmfs enter other")
-    screen.expect(r"\(tsmfs other\) .*[$#] ")
+    screen.line(f"tsmfs enter {NAME}")
+    screen.expect(rf"\(tsmfs {NAME}\) .*[$#] ")
     screen.line("ps -o args= -C sleep; exit 7")
     screen.expect("\nsleep 100")
     screen.expect_status(7)

@@ -6,10 +6,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import select
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,11 +42,15 @@ class Attended:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
+def attending(wanted: Command) -> contextlib.AbstractContextManager[Attended]:
+    return attended_by(lambda channel: attend(wanted, channel))
+
+
 @contextlib.contextmanager
-def attending(wanted: Command) -> Iterator[Attended]:
+def attended_by(work: Callable[[socket.socket], int]) -> Iterator[Attended]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGABRT})
     try:
-        attended = Attended(*fork(lambda channel: attend(wanted, channel)))
+        attended = Attended(*fork(work))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     with attended.channel:
@@ -133,6 +136,65 @@ def test_signals_are_passed_on() -> None:
         assert attended.status() == 7
 
 
+def test_a_command_that_can_be_seen_to_run_was_told_to_run(tmp_path: Path) -> None:
+    """Also when its attendant has not got any further than the fork."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    real = os.fork
+
+    def fork_and_stop() -> int:
+        child = real()
+        if child:
+            assert fifo.read_text() == "ready\n"
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return child
+
+    def attend_slowly(channel: socket.socket) -> int:
+        os.fork = fork_and_stop
+        return attend(command("sh", "-c", f"echo ready >{fifo}"), channel)
+
+    with attended_by(attend_slowly) as attended:
+        os.waitpid(attended.pid, os.WUNTRACED)
+        attended.channel.setblocking(False)
+        told = attended.report()
+        os.kill(attended.pid, signal.SIGCONT)
+        assert told == (Report.RUNNING, b"")
+        assert attended.status() == 0
+
+
+def test_a_command_that_cannot_be_started_was_never_told_to_run() -> None:
+    def attend_without_forks(channel: socket.socket) -> int:
+        os.fork = failing(os.fork, errno.EAGAIN)
+        return attend(command("true"), channel)
+
+    with attended_by(attend_without_forks) as attended:
+        said = b"COMMAND cannot be started: Resource temporarily unavailable"
+        assert attended.report() == (Report.FAILED, said)
+        assert attended.report() is None
+        assert attended.status() == attendant.EXIT_FAILED
+
+
+@pytest.mark.parametrize(
+    ("ignored", "status"), [(False, 128 + signal.SIGINT), (True, 0)], ids=["handled", "ignored"]
+)
+def test_an_interrupt_that_waits_is_the_command_s(
+    capfd: pytest.CaptureFixture[str], *, ignored: bool, status: int
+) -> None:
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    wanted = Command(("true",), {"PATH": "/usr/bin:/bin"}, "/", frozenset(), interrupt)
+    if ignored:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with attending(wanted) as attended:
+            assert attended.status() == status
+    finally:
+        if ignored:
+            signal.signal(signal.SIGINT, before)
+    assert capfd.readouterr().err == ""
+
+
 def test_stop_and_continuation_are_told() -> None:
     with attending(command("sh", "-c", "kill -STOP $$; read -r x </dev/zero")) as attended:
         assert attended.report() == (Report.RUNNING, b"")
@@ -149,11 +211,12 @@ def test_stop_and_continuation_are_told() -> None:
 def test_command_gets_a_hangup_when_nobody_is_outside(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    script = f"trap 'echo hangup >{fifo}; exit' HUP; while :; do sleep 0.01; done"
+    script = (
+        f"trap 'echo hangup >{fifo}; exit' HUP; echo ready >{fifo}; while :; do sleep 0.01; done"
+    )
     with attending(command("sh", "-c", script)) as attended:
         assert attended.report() == (Report.RUNNING, b"")
-        # The trap is set when the shell sleeps for the first time.
-        select.select([], [], [], 0.3)
+        assert fifo.read_text() == "ready\n"
     assert fifo.read_text() == "hangup\n"
     assert attended.status() == 128 + signal.SIGHUP
 

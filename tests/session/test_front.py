@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 
 from tests.command_line import Run
 from tests.left_behind import NO_PROCESS, failing, nothing_left
-from tsmfs.session import SessionError, namespaces, registry
-from tsmfs.session.front import Attended, Signals
+from tsmfs.session import SessionError, attendant, namespaces, registry
+from tsmfs.session.attendant import Report
+from tsmfs.session.front import Attended, Interrupted, Signals
 from tsmfs.session.terminal import Terminal
 
 
@@ -33,13 +35,13 @@ def test_a_daemon_that_is_gone_is_told_and_leaves_nothing_open() -> None:
     daemon.wait()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with (
-        subprocess.Popen(["sleep", "100"]) as attendant,
+        subprocess.Popen(["sleep", "100"]) as other,
         Signals() as signals,
         contextlib.closing(Terminal()) as terminal,
         ours,
         theirs,
     ):
-        attended = Attended(attendant.pid, ours, signals, terminal)
+        attended = Attended(other.pid, ours, signals, terminal)
         try:
             with (
                 nothing_left(),
@@ -47,7 +49,30 @@ def test_a_daemon_that_is_gone_is_told_and_leaves_nothing_open() -> None:
             ):
                 attended.wait(daemon.pid)
         finally:
-            attendant.kill()
+            other.kill()
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["command runs", "before the command"])
+def test_a_signal_that_comes_with_the_news_that_the_command_runs_is_passed_on(
+    *, told: bool
+) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with (
+        Signals() as signals,
+        contextlib.closing(Terminal()) as terminal,
+        ours,
+        theirs,
+    ):
+        attended = Attended(os.getpid(), ours, signals, terminal)
+        if told:
+            attendant.send(theirs, Report.RUNNING)
+        os.kill(os.getpid(), signal.SIGTERM)
+        if told:
+            attended._pass_on()
+            assert theirs.recv(2) == bytes([signal.SIGTERM])
+        else:
+            with pytest.raises(Interrupted):
+                attended._pass_on()
 
 
 @NO_PROCESS

@@ -40,7 +40,7 @@ class Report(enum.Enum):
     FAILED = b"F"
     """COMMAND will not run: one line that says why."""
     RUNNING = b"R"
-    """COMMAND runs."""
+    """COMMAND runs: told by the process that becomes it, before anybody can see that it does."""
     STOPPED = b"S"
     """COMMAND was stopped: by which signal, in one byte."""
     CONTINUED = b"C"
@@ -158,8 +158,7 @@ def attend(command: Command, channel: socket.socket) -> int:
     descriptor = namespaces.signal_descriptor([signal.SIGCHLD])
     child = _fork()
     if child == 0:
-        _execute(command)
-    send(channel, Report.RUNNING)
+        _execute(command, channel)
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     poll.register(channel, select.POLLIN)
@@ -198,7 +197,7 @@ def _reap(child: int) -> Iterator[int]:
             yield status
 
 
-def _execute(command: Command) -> NoReturn:
+def _execute(command: Command, channel: socket.socket) -> NoReturn:
     """Become COMMAND, or end with the status that says why not."""
     name = command.arguments[0]
     status = EXIT_NOT_EXECUTABLE
@@ -206,6 +205,10 @@ def _execute(command: Command) -> NoReturn:
         # Python ignores these, and its programs' children should not.
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
+        # One that waits to be delivered is for COMMAND; what the caller ignores stays ignored.
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        send(channel, Report.RUNNING)
         command.prepare()
         signal.pthread_sigmask(signal.SIG_SETMASK, command.mask)
         _exec_from_path(command)

@@ -206,6 +206,9 @@ class Attended:
         return message is not None
 
     def _pass_on(self) -> None:
+        if not self._running:
+            # It may have come since the channel was looked at, and the signal because of it.
+            self._read()
         for number, code in self._signals.read():
             if not self._running and number in _ENDING:
                 raise Interrupted(number)
@@ -276,6 +279,8 @@ def run_session(request: SessionRequest) -> int:
         attended = Attended(pid, channel, signals, terminal)
         stack.callback(attended.end)
         _publish(directory, request, daemon.pid, pid)
+        # Whoever sees something of COMMAND finds the session.
+        init.go(channel)
         return attended.wait(daemon.pid)
 
 

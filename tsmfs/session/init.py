@@ -6,6 +6,7 @@ When it ends, the kernel kills all other processes of the session.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -20,6 +21,9 @@ from tsmfs.session.attendant import Command
 from tsmfs.session.environment import INSTALLATION
 from tsmfs.session.namespaces import Namespace
 from tsmfs.session.registry import SessionDirectory
+
+_GO = b"\0"
+"""Lets COMMAND start; no signal has this number."""
 
 _NO_INTERPOSITION = {
     errno.EBUSY: "another session or container around this one has it",
@@ -44,7 +48,7 @@ class Plan:
 def start(
     plan: Plan, command: Command, handover: socket.socket, inherited: frozenset[int]
 ) -> tuple[int, socket.socket]:
-    """Fork it: its pid out here, and the channel to it.
+    """Fork it: its pid out here, and the channel to it. COMMAND waits for :func:`go`.
 
     The next child of this process has to be the first of a PID namespace, and all signals blocked.
     """
@@ -60,9 +64,17 @@ def start(
         interpose(handover)
         attendant.close_all_but(channel, inherited)
         plan.services(command.environment)
+        if not channel.recv(len(_GO)):
+            raise SessionError("the session was killed before it began")
         return attendant.attend(command, channel)
 
     return attendant.fork(work)
+
+
+def go(channel: socket.socket) -> None:
+    """Let COMMAND start once all is arranged; nothing happens when its attendant has ended."""
+    with contextlib.suppress(OSError):
+        channel.send(_GO, socket.MSG_NOSIGNAL)
 
 
 def _enter_namespaces(daemon: int) -> None:
