@@ -89,6 +89,9 @@ class Loop:
         self._stopped = False
         """Whether :meth:`stop` has waited for the threads, so that the last one has to close."""
         self._threads: set[threading.Thread] = set()
+        """Those that make use of the descriptors."""
+        self._spawned: list[threading.Thread] = []
+        """Those that may still run: a thread leaves ``_threads`` a little before its end."""
         self._watchers = 0
 
     def start(self) -> None:
@@ -108,7 +111,7 @@ class Loop:
         end = time.monotonic() + STOP_TIMEOUT
         while True:
             with self._lock:
-                threads = list(self._threads)
+                threads = [thread for thread in self._spawned if thread.is_alive()]
             if not threads or time.monotonic() > end:
                 break
             threads[0].join(max(end - time.monotonic(), 0))
@@ -180,6 +183,7 @@ class Loop:
         except RuntimeError:
             self._threads.discard(thread)
             return False
+        self._spawned = [*(one for one in self._spawned if one.is_alive()), thread]
         return True
 
     def _thread(self, target: Callable[[], None]) -> None:
@@ -225,8 +229,13 @@ class Loop:
             now = self._began
             if now and now == began:
                 with self._lock:
-                    self._watchers -= 1
-                return True
+                    # Not from a leader whose step has ended meanwhile: it may sleep until something
+                    # happens, and what happens then might wake it instead of the new one.
+                    if self._began == now:
+                        self._leader = None
+                        self._began = 0.0
+                        self._watchers -= 1
+                        return True
             if not now and not began:
                 # Two looks without a step: until there is one, nobody need look. The leader
                 # first begins its step and then reads this, so one of the two sees the other.

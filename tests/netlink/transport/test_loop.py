@@ -14,7 +14,7 @@ import pytest
 
 from netlink.transport import loop as loops
 from netlink.transport.loop import Loop, Next, State
-from tests.netlink.transport.harness import eventually
+from tests.netlink.transport.harness import PATIENCE, eventually
 
 
 class Task:
@@ -52,25 +52,15 @@ def loop() -> Iterator[Loop]:
 
 
 def wake(loop: Loop, *tasks: Task) -> None:
-    """Wake tasks from within the loop, as everything but a timer does."""
+    """Wake tasks from within the loop, all in one step."""
 
     def start() -> None:
         for task in tasks:
             loop.wake(task)
 
     starter = Task(start)
-    loop.wake_later(starter, 0)
-    poke(loop)
-    assert starter.done.wait(5)
-
-
-def poke(loop: Loop) -> None:
-    """Something happens at a descriptor."""
-    fd = os.eventfd(1)
-    loop.watch(fd, lambda _events: None)
-    time.sleep(0.01)
-    loop.forget(fd)
-    os.close(fd)
+    loop.wake(starter)
+    assert starter.done.wait(PATIENCE)
 
 
 def threads() -> int:
@@ -82,7 +72,7 @@ def test_tasks_take_turns(loop: Loop) -> None:
     order: list[int] = []
     tasks = [Task(lambda number=number: order.append(number), 5) for number in range(4)]  # type: ignore[misc]
     wake(loop, *tasks)
-    assert all(task.done.wait(5) for task in tasks)
+    assert all(task.done.wait(PATIENCE) for task in tasks)
     assert order == [0, 1, 2, 3] * 5
 
 
@@ -91,7 +81,7 @@ def test_task_that_waits_is_stepped_when_it_is_woken_and_not_before(loop: Loop) 
     time.sleep(0.02)
     assert not task.done.is_set()
     wake(loop, task)
-    assert task.done.wait(5)
+    assert task.done.wait(PATIENCE)
     assert (task.left, task.state) == (0, State.WAITING)
 
 
@@ -101,7 +91,7 @@ def test_timer_wakes_a_task(loop: Loop) -> None:
     task = Task(lambda: at.append(time.monotonic() - start))
     starter = Task(lambda: loop.wake_later(task, 0.05))
     wake(loop, starter)
-    assert task.done.wait(5)
+    assert task.done.wait(PATIENCE)
     assert at[0] >= 0.05
 
 
@@ -117,7 +107,7 @@ def test_dropped_timers_wake_their_task_no_more_and_the_others_wake_theirs(loop:
         loop.drop_timers(dropped)
 
     wake(loop, Task(start))
-    assert all(task.done.wait(5) for task in tasks)
+    assert all(task.done.wait(PATIENCE) for task in tasks)
     assert order == [0, 1, 2, 3, 4, 5]
 
 
@@ -139,7 +129,7 @@ def test_waker_is_called_for_what_happens_at_a_descriptor(loop: Loop) -> None:
     task = Task(lambda: None)
     loop.watch(ours, lambda _events: loop.wake(task))
     os.write(theirs, b"x")
-    assert task.done.wait(5)
+    assert task.done.wait(PATIENCE)
     loop.forget(ours)
     loop.forget(ours)
     os.close(ours)
@@ -161,8 +151,8 @@ def test_task_whose_step_fails_is_stepped_again_when_it_is_woken(
         wake(loop, task)
         assert eventually(lambda left=left: len(fails) == left and task.state is State.WAITING)  # type: ignore[misc]
     wake(loop, task, other)
-    assert task.done.wait(5)
-    assert other.done.wait(5)
+    assert task.done.wait(PATIENCE)
+    assert other.done.wait(PATIENCE)
     assert "a bug" in caplog.text
     assert "no memory" in caplog.text
 
@@ -178,7 +168,7 @@ def test_waker_that_fails_is_told_of_and_the_loop_goes_on(
     assert eventually(lambda: "a bug" in caplog.text)
     task = Task(lambda: None)
     wake(loop, task)
-    assert task.done.wait(5)
+    assert task.done.wait(PATIENCE)
     loop.forget(fd)
     os.close(fd)
 
@@ -200,14 +190,14 @@ def test_descriptor_that_cannot_be_watched_is_not_remembered(loop: Loop) -> None
 
 def test_step_that_is_held_up_holds_up_nobody(loop: Loop) -> None:
     go_on = threading.Event()
-    held = [Task(lambda: go_on.wait(20), 2) for _ in range(5)]
+    held = [Task(lambda: go_on.wait(2 * PATIENCE), 2) for _ in range(5)]
     brisk = Task(lambda: None, 1000)
     wake(loop, *held)
     wake(loop, brisk)
-    assert brisk.done.wait(5)
+    assert brisk.done.wait(PATIENCE)
     assert not any(task.done.is_set() for task in held)
     go_on.set()
-    assert all(task.done.wait(5) for task in held)
+    assert all(task.done.wait(PATIENCE) for task in held)
 
 
 def test_task_woken_in_its_step_is_stepped_again(loop: Loop) -> None:
@@ -215,30 +205,59 @@ def test_task_woken_in_its_step_is_stepped_again(loop: Loop) -> None:
 
     def slow() -> None:
         entered.set()
-        assert go_on.wait(5)
+        assert go_on.wait(PATIENCE)
 
     task = Task(slow)
     wake(loop, task)
-    assert entered.wait(5)
+    assert entered.wait(PATIENCE)
     entered.clear()
     # Another thread leads by now, and wakes the task that the first one is in.
     wake(loop, task)
     assert task.state is State.WOKEN
     go_on.set()
-    assert entered.wait(5)
+    assert entered.wait(PATIENCE)
+
+
+def test_wake_is_not_lost_when_the_watcher_is_slow_to_take_the_lead(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leader that is about to sleep must not get what the next one is to be woken by."""
+    take_lead, timeout = Loop._take_lead, Loop._timeout
+    slept = False
+
+    def take_lead_late(self: Loop) -> None:
+        assert slow.done.wait(PATIENCE)
+        time.sleep(0.05)
+        take_lead(self)
+
+    def sleep_late(self: Loop) -> float:
+        nonlocal slept
+        seconds = timeout(self)
+        if slow.done.is_set() and not slept:
+            slept = True
+            time.sleep(0.1)
+        return seconds
+
+    monkeypatch.setattr(Loop, "_take_lead", take_lead_late)
+    monkeypatch.setattr(Loop, "_timeout", sleep_late)
+    slow, brisk = Task(lambda: time.sleep(4 * loops.STEP_LIMIT)), Task(lambda: None)
+    assert eventually(lambda: loop._polling and loop._resting)
+    loop.wake(slow)
+    assert slow.done.wait(PATIENCE)
+    time.sleep(0.2)
+    loop.wake(brisk)
+    assert brisk.done.wait(PATIENCE)
 
 
 def test_no_more_than_two_threads_are_left_after_steps_were_held_up(loop: Loop) -> None:
     go_on = threading.Event()
-    held = [Task(lambda: go_on.wait(20)) for _ in range(5)]
+    held = [Task(lambda: go_on.wait(2 * PATIENCE)) for _ in range(5)]
     wake(loop, *held)
     wake(loop, Task(lambda: None))
     assert threads() > 2
     go_on.set()
-    assert all(task.done.wait(5) for task in held)
-    end = time.monotonic() + 5
-    while threads() > 2 and time.monotonic() < end:
-        time.sleep(0.01)
+    assert all(task.done.wait(PATIENCE) for task in held)
+    assert eventually(lambda: threads() <= 2)
     assert threads() == 2
 
 
@@ -252,16 +271,22 @@ def test_loop_that_has_nothing_to_do_does_nothing(loop: Loop) -> None:
 
 def test_stop_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loops, "STOP_TIMEOUT", 0.1)
-    go_on = threading.Event()
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        entered.set()
+        assert go_on.wait(2 * PATIENCE)
+
     loop = Loop()
     loop.start()
-    task = Task(lambda: go_on.wait(20))
+    task = Task(slow)
     wake(loop, task)
+    assert entered.wait(PATIENCE)
     start = time.monotonic()
     loop.stop()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < PATIENCE
     go_on.set()
-    assert task.done.wait(5)
+    assert task.done.wait(PATIENCE)
 
 
 def test_step_that_ends_long_after_the_loop_touches_no_other_file(
@@ -272,16 +297,16 @@ def test_step_that_ends_long_after_the_loop_touches_no_other_file(
     go_on = threading.Event()
     loop = Loop()
     loop.start()
-    held, other = Task(lambda: go_on.wait(20)), Task(lambda: None)
+    held, other = Task(lambda: go_on.wait(2 * PATIENCE)), Task(lambda: None)
     wake(loop, held)
     wake(loop, other)
     # It has lost the lead, of which it is going to tell the thread that leads.
-    assert other.done.wait(5)
+    assert other.done.wait(PATIENCE)
     loop.stop()
     path = tmp_path / "file"
     files = [path.open("ab", buffering=0) for _ in range(8)]
     go_on.set()
-    assert held.done.wait(5)
+    assert held.done.wait(PATIENCE)
     assert eventually(lambda: threads() == 0)
     assert path.read_bytes() == b""
     for one in files:
