@@ -286,6 +286,9 @@ class Server:
             for peer in self._peers:
                 peer.shutdown()
         with contextlib.suppress(OSError):
+            # Connections that were not accepted are reset, and there are no new ones.
+            self._listener.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
             self._waker.send(b"\0")
 
     def close(self) -> None:
@@ -315,6 +318,8 @@ class Server:
                 try:
                     sock, _ = self._listener.accept()
                 except OSError as error:
+                    if self._ended.is_set():
+                        return
                     _log.warning("a connection was not accepted: %s", error.strerror or error)
                     self._ended.wait(ACCEPT_PAUSE)
                     continue
