@@ -1,14 +1,25 @@
 # SPDX-License-Identifier: MIT
-"""What tests of several packages share."""
+"""What tests of several packages share.
+
+Property tests take the same examples in each run, so that a run that fails fails again. Others are
+taken by ``pytest --hypothesis-profile=fresh``, and with ``--hypothesis-seed=N`` those of seed N.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.command_line import Result, Run
 from tsmfs.cli import main
+
+# How long an example takes, or drawing it, says nothing on a machine that has other things to do.
+_UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("same", _UNHURRIED, derandomize=True, database=None)
+settings.register_profile("fresh", _UNHURRIED, derandomize=False, print_blob=True)
+settings.load_profile("same")
 
 MODULES = """\
 devsec_tsm 16384 0 - Live 0x0000000000000000

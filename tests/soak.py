@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The rules of the state machine tests for as many steps as wanted: ``python tests/soak.py``."""
+"""The rules of the state machine tests for as many steps as wanted: ``python tests/soak.py``.
+
+All property tests take fresh examples by ``python -m pytest --hypothesis-profile=fresh``.
+"""
 
 from __future__ import annotations
 

@@ -7,13 +7,10 @@ from hypothesis import HealthCheck, Phase, settings
 
 from tests.model.rules import CrowdedStates, DevsecStates, ServerStates
 
-# Together more than 2,000 steps, the same ones each time; tests/soak.py takes other ones.
+# Together more than 2,000 steps; tests/soak.py takes as many as wanted.
 _SETTINGS = settings(
     max_examples=25,
     stateful_step_count=50,
-    deadline=None,
-    derandomize=True,
-    database=None,
     phases=(Phase.generate, Phase.shrink),
     suppress_health_check=list(HealthCheck),
 )

@@ -716,7 +716,7 @@ class AnyVisibility(RuleBasedStateMachine):
 
 
 TestAnyVisibility = AnyVisibility.TestCase
-TestAnyVisibility.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+TestAnyVisibility.settings = settings(max_examples=30, stateful_step_count=20)
 
 
 def test_one_file_has_one_node_however_many_look_at_once(kobj: Kobject) -> None:

@@ -10,6 +10,6 @@ from tsmfs.description import Machine, parse, to_toml
 
 
 @given(machines())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_machine_written_as_toml_reads_back_equal(machine: Machine) -> None:
     assert parse(to_toml(machine), "m.toml") == machine

@@ -18,7 +18,7 @@ SUBSTITUTES = st.sampled_from([*VALUES.split(), *KEYS.split()])
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_changed_value_or_key_gives_a_machine_or_a_description_error(data: st.DataObject) -> None:
     text = builtin_text("server")
     spots = list(VALUE.finditer(text))
@@ -29,7 +29,7 @@ def test_a_changed_value_or_key_gives_a_machine_or_a_description_error(data: st.
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_lines_lost_doubled_or_moved_give_a_machine_or_a_description_error(
     data: st.DataObject,
 ) -> None:
@@ -48,7 +48,7 @@ def test_lines_lost_doubled_or_moved_give_a_machine_or_a_description_error(
 
 
 @given(st.text(max_size=60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_text_gives_a_machine_or_a_description_error(text: str) -> None:
     check_total(text)
 

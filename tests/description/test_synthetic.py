@@ -22,7 +22,7 @@ def test_a_generated_machine_has_the_number_of_functions_asked_for(count: int) -
 
 
 @given(st.integers(min_value=1, max_value=400))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_a_generated_machine_is_a_valid_description(count: int) -> None:
     machine = generate(count)
     assert parse(to_toml(machine), "g.toml") == machine

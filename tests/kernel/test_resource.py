@@ -286,7 +286,7 @@ class AnyTree(RuleBasedStateMachine):
 
 
 TestAnyTree = AnyTree.TestCase
-TestAnyTree.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestAnyTree.settings = settings(max_examples=40, stateful_step_count=30)
 
 
 @given(st.lists(RANGES, max_size=30))

@@ -366,4 +366,4 @@ class Dumps(RuleBasedStateMachine):
 
 
 TestDumps = Dumps.TestCase
-TestDumps.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestDumps.settings = settings(max_examples=40, stateful_step_count=30)

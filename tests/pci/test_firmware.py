@@ -125,7 +125,7 @@ def bar_sizes(exponents: list[int]) -> list[Bar]:
 SIZES = st.lists(st.integers(4, 24), max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(SIZES, min_size=1, max_size=4), st.lists(SIZES, max_size=4))
 def test_no_two_ranges_overlap_and_all_are_aligned_and_inside(
     direct: list[list[int]], below: list[list[int]]

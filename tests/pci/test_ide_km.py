@@ -371,6 +371,5 @@ TestKeyedLink = KeyedLink.TestCase
 TestKeyedLink.settings = settings(
     max_examples=60,
     stateful_step_count=25,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )

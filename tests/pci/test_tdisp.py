@@ -265,7 +265,7 @@ def test_bits_that_were_clear_may_be_set() -> None:
     st.lists(st.tuples(st.integers(0, 0x3F), st.integers(0, 0xFF)), max_size=12),
     st.sampled_from([TdiState.CONFIG_LOCKED, TdiState.RUN]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_write_to_the_header_changes_a_bar_under_a_lock(
     writes: list[tuple[int, int]], state: TdiState
 ) -> None:

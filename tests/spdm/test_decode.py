@@ -248,7 +248,7 @@ def test_a_file_that_is_nothing_says_why_for_each_kind() -> None:
         decode(b"\xff" * 7)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_changed_evidence_is_printed_or_refused(data: st.DataObject) -> None:
     captured = capture()
@@ -261,7 +261,7 @@ def test_changed_evidence_is_printed_or_refused(data: st.DataObject) -> None:
         assert decode(bytes(changed))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_printed_or_refused(data: bytes) -> None:
     for printed in (decode, decode_messages, decode_chain, decode_report):

@@ -784,7 +784,7 @@ def test_a_large_response_without_chunks_is_an_error(link: Link) -> None:
         requester.digests()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_whatever_a_device_answers_is_an_spdm_error_at_worst(data: st.DataObject) -> None:
     link = Link(device(offer=offer()))

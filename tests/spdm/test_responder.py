@@ -536,7 +536,7 @@ def requests(draw: st.DrawFn) -> bytes:
     return bytes(request)
 
 
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
 
 def check_response(responder: Responder, request: bytes, response: bytes) -> None:
