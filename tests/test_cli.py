@@ -557,8 +557,10 @@ def test_netlink_monitor_says_that_messages_were_lost(
     with (control / "netlink_messages").open("ab", buffering=0) as messages:
         background = start("netlink", "monitor")
         background.wait_for("from the machine\n")
-        messages.write(recorded(bytes(500))[:200])
-        time.sleep(0.3)
+        # What is written at once is read at once: half a record with the one before it.
+        noop = recorded(struct.pack("=IHHII", 16, 1, 0, 4, 0))
+        messages.write(noop + recorded(bytes(500))[:200])
+        background.wait_for("noop, seq 4")
         messages.write(recorded(struct.pack("=IHHII", 16, 1, 0, 5, 0)))
         background.wait_for("messages before this were lost")
     assert "noop, seq 5" in background.output.read_text()

@@ -29,6 +29,8 @@ from tsmfs.kernel.task import running_as
 
 ROOT = Path(__file__).resolve().parent.parent
 NOBODY = 65534
+PATIENCE = 30
+"""Seconds after which something is taken to hang."""
 DEVICE = "bus/pci/devices/0000:01:00.0"
 
 # Other users see a mount of root's only.
@@ -77,7 +79,7 @@ def mounted_tree(directory: Path, binding: str) -> Iterator[Path]:
     finally:
         unmount(directory)
         try:
-            _, errors = server.communicate(timeout=10)
+            _, errors = server.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             server.kill()
             errors = "it did not end"
@@ -396,13 +398,13 @@ def test_a_writer_that_is_killed_while_it_waits_is_let_go(
     writer = subprocess.Popen(["bash", "-c", f"echo 60 > {device}/slow"])
     wait_until_inside(device)
     writer.send_signal(number)
-    assert writer.wait(timeout=5) == -number
+    assert writer.wait(PATIENCE) == -number
     assert (device / "slow").read_text() == "0\n"
 
 
 def wait_until_inside(device: Path) -> None:
     """Wait until a writer waits in the driver."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     while (device / "slow").read_text() == "0\n":
         assert time.monotonic() < deadline, "the writer never wrote"
         time.sleep(0.005)
@@ -422,10 +424,10 @@ def test_readers_do_not_wait_for_a_slow_writer(device: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=10)
+        thread.join(PATIENCE)
     assert writer.poll() is None
     writer.kill()
-    writer.wait(timeout=5)
+    writer.wait(PATIENCE)
     assert len(done) == 16
 
 
@@ -435,7 +437,7 @@ def test_many_slow_readers_leave_room_for_others(device: Path) -> None:
         for _ in range(30)
     ]
     try:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE
         while (device / "slow").read_text() != "30\n":
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -443,7 +445,7 @@ def test_many_slow_readers_leave_room_for_others(device: Path) -> None:
         for reader in readers:
             reader.kill()
         for reader in readers:
-            reader.wait(timeout=10)
+            reader.wait(PATIENCE)
     assert (device / "slow").read_text() == "0\n"
 
 

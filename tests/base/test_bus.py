@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -397,7 +399,7 @@ def test_a_driver_that_goes_while_it_probes_lets_go_of_the_device(bus: BusType) 
         def probe(_: Device) -> None:
             gone.append(pool.submit(driver_unregister, driver))
             while bus.drivers:
-                pass
+                time.sleep(0.001)
 
         driver.on_probe = probe
         write(bus, "drivers/drv/bind", "dev0")
@@ -484,13 +486,22 @@ def test_a_hanging_probe_does_not_keep_others_from_their_drivers(bus: BusType) -
     bus.drivers_autoprobe = False
     slow, quick = add_device(bus, "dev0"), add_device(bus, "dev1")
     driver = add_driver(bus)
-    bus.core.faults.points[Point.DEVICE_PROBE] = FaultAttr(probability=100, errno=0, delay_ms=300)
+    entered, go_on = threading.Event(), threading.Event()
+
+    def probe(dev: Device) -> None:
+        if dev is slow:
+            entered.set()
+            assert go_on.wait(STUCK)
+
+    driver.on_probe = probe
     with threads() as pool:
         future = pool.submit(write, bus, "drivers/drv/bind", "dev0")
-        while bus.core.faults.points[Point.DEVICE_PROBE].times:
-            pass
-        write(bus, "drivers/drv/bind", "dev1")
-        assert quick.driver is driver
-        assert not future.done()
+        try:
+            assert entered.wait(STUCK)
+            write(bus, "drivers/drv/bind", "dev1")
+            assert quick.driver is driver
+            assert not future.done()
+        finally:
+            go_on.set()
         future.result(STUCK)
     assert slow.driver is driver

@@ -224,8 +224,8 @@ def output_of(argv: Sequence[str]) -> str:
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
-    """Whether something comes true within some seconds."""
-    end = time.monotonic() + 5
+    """Whether something comes true before it is taken to hang."""
+    end = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > end:
             return False
