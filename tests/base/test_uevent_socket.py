@@ -20,7 +20,7 @@ from tsmfs.base.uevent_socket import NETLINK_KOBJECT_UEVENT, UeventSocket
 
 listener = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_KOBJECT_UEVENT)
 listener.bind((0, 1))
-listener.settimeout(5)
+listener.settimeout(20)
 reports = []
 sender = UeventSocket(reports.append)
 events = Uevents()

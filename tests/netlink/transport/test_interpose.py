@@ -773,19 +773,27 @@ def test_timeout_of_the_socket_ends_the_wait(session: Session) -> None:
     assert 0.19 < seconds < 15
 
 
+@contextlib.contextmanager
+def another_thread_asks(opened: socket.socket) -> Iterator[None]:
+    """In a client: a question is sent at a socket once the parent says so."""
+
+    def ask() -> None:
+        wait_for_parent()
+        opened.sendto(OURS, KERNEL)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    yield
+    thread.join()
+
+
 def test_call_with_a_long_timeout_is_not_remembered_when_it_has_ended(session: Session) -> None:
     def client() -> str:
         opened = bound()
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("=qq", 3600, 0))
 
-        def ask() -> None:
-            wait_for_parent()
-            opened.sendto(OURS, KERNEL)
-
-        sender = threading.Thread(target=ask)
-        sender.start()
-        datagram, _ = opened.recvfrom(4096)
-        sender.join()
+        with another_thread_asks(opened):
+            datagram, _ = opened.recvfrom(4096)
         return name_in(datagram)
 
     child = session.start(client)
@@ -902,15 +910,8 @@ def test_wait_goes_on_while_there_is_no_descriptor_to_look_for_signals(
 ) -> None:
     def client() -> str:
         opened = bound()
-
-        def ask() -> None:
-            wait_for_parent()
-            opened.sendto(OURS, KERNEL)
-
-        sender = threading.Thread(target=ask)
-        sender.start()
-        datagram, _ = opened.recvfrom(4096)
-        sender.join()
+        with another_thread_asks(opened):
+            datagram, _ = opened.recvfrom(4096)
         return name_in(datagram)
 
     refusals = Refusals(errno.EMFILE)
@@ -927,19 +928,11 @@ def test_wait_that_meets_a_bug_fails_and_does_not_hang(
 ) -> None:
     def client() -> int | None:
         opened = bound()
-
-        def ask() -> None:
-            wait_for_parent()
-            opened.sendto(OURS, KERNEL)
-
-        sender = threading.Thread(target=ask)
-        sender.start()
-        try:
-            opened.recvfrom(4096)
-        except OSError as error:
-            return error.errno
-        finally:
-            sender.join()
+        with another_thread_asks(opened):
+            try:
+                opened.recvfrom(4096)
+            except OSError as error:
+                return error.errno
         return None
 
     def fail_to_deliver(*_: object) -> int:

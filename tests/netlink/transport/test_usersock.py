@@ -85,7 +85,7 @@ def test_client_that_meets_a_bug_is_served_when_it_asks_again(
 
     served.server.add_tap(tap)
     client = connect(served.port)
-    client.socket.settimeout(5)
+    client.socket.settimeout(20)
     client.send(b"bug")
     assert eventually(lambda: "a bug" in caplog.text)
     assert family_id(client, "nlctrl") == NLCTRL
@@ -155,7 +155,7 @@ def test_client_that_reads_nothing_loses_requests_and_nothing_else(served: Serve
     """Its answers fill its buffer, its requests wait, and what is too much is dropped."""
     client, other = connect(served.port), connect(served.port)
     request = message(NLCTRL, REQUEST, genl(200)) * 100
-    client.socket.settimeout(5)
+    client.socket.settimeout(20)
     for _ in range(10):
         for _ in range(200):
             client.send(request)
