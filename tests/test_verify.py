@@ -733,10 +733,10 @@ def test_a_directory_without_evidence_is_an_oserror(tmp_path: Path) -> None:
 def test_roots_are_loaded_from_pem(tmp_path: Path) -> None:
     path = tmp_path / "roots.pem"
     path.write_bytes(root_pem(SEED, *P256) + root_pem(SEED))
-    assert load_roots([path]) == [ROOT, root_certificate(SEED)]
+    assert load_roots(path) == [ROOT, root_certificate(SEED)]
     path.write_bytes(b"")
     with pytest.raises(ValueError, match=f"{path}: no certificate in PEM"):
-        load_roots([path])
+        load_roots(path)
 
 
 def _sysfs(directory: Path, config: bytes) -> Path:

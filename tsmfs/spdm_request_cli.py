@@ -158,7 +158,7 @@ def _load_roots(paths: Sequence[Path]) -> list[Certificate]:
     from tsmfs.verify import load_roots
 
     try:
-        return load_roots(paths)
+        return [root for path in paths for root in load_roots(path)]
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 

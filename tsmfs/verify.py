@@ -455,15 +455,12 @@ def _slot_of(measurements: bytes) -> int | None:
 # --- The table ---------------------------------------------------------------------------------
 
 
-def load_roots(paths: Iterable[Path]) -> list[x509.Certificate]:
-    """The certificates in PEM files. Raises OSError, and ValueError for a file that has none."""
-    found: list[x509.Certificate] = []
-    for path in paths:
-        try:
-            found += x509.load_pem_x509_certificates(path.read_bytes())
-        except ValueError:
-            raise ValueError(f"{path}: no certificate in PEM") from None
-    return found
+def load_roots(path: Path) -> list[x509.Certificate]:
+    """The certificates in a PEM file. Raises OSError, and ValueError if there is none."""
+    try:
+        return x509.load_pem_x509_certificates(path.read_bytes())
+    except ValueError:
+        raise ValueError(f"{path}: no certificate in PEM") from None
 
 
 def verify_evidence(

@@ -186,9 +186,10 @@ def _trusted(paths: Sequence[Path], instance: Instance | None) -> _Roots:
 
     if paths:
         try:
-            return _Roots(f"in {', '.join(map(str, paths))}", load_roots(paths))
+            found = [root for path in paths for root in load_roots(path)]
         except ValueError as error:
             raise click.ClickException(str(error)) from error
+        return _Roots(f"in {', '.join(map(str, paths))}", found)
     assert instance is not None
     pem = instance.read(_OWN_ROOTS)
     if not pem:
