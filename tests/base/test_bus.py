@@ -127,14 +127,18 @@ def test_a_probe_that_fails_leaves_the_device_as_it_was(
     assert dev.driver is driver
 
 
+@pytest.mark.parametrize("link", [False, True], ids=["directory", "link"])
 @pytest.mark.parametrize("place", ["dev0", "drivers/drv"])
 def test_a_link_that_cannot_be_made_leaves_the_device_without_a_driver(
-    bus: BusType, heard: list[Uevent], place: str
+    bus: BusType, heard: list[Uevent], place: str, link: bool
 ) -> None:
     bus.drivers_autoprobe = False
     dev, driver = add_device(bus, "dev0"), add_driver(bus)
     where, name = (dev, "driver") if place == "dev0" else (driver, "dev0")
-    where.add_child(name)
+    if link:
+        where.create_link(bus, name)
+    else:
+        where.add_child(name)
     names, before = (set(dev.names()), set(driver.names())), len(heard)
     for _ in range(2):
         with fails(errno.EEXIST):

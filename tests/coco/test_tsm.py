@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 import pytest
 
@@ -192,17 +193,26 @@ def test_operations_that_are_none_take_the_tsm_back_out(sh: Shell, parent: Devic
     assert register(sh, parent, LinkOps()).name == "tsm0"
 
 
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [(lambda sh: sh.machine.pci.tsm, "register"), (lambda sh: sh.machine.tsm, "_pci_mode")],
+)
 def test_a_registration_that_crashes_takes_the_tsm_back_out(
-    sh: Shell, parent: Device, monkeypatch: pytest.MonkeyPatch
+    sh: Shell,
+    parent: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    place: Callable[[Shell], object],
+    name: str,
 ) -> None:
-    def crash(tsm_dev: TsmDev) -> None:
+    def crash(_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(sh.machine.pci.tsm, "register", crash)
+    monkeypatch.setattr(place(sh), name, crash)
     with pytest.raises(MemoryError):
         register(sh, parent, LinkOps())
-    assert sh.ls("/class/tsm") == set()
     monkeypatch.undo()
+    assert sh.ls("/class/tsm") == set()
+    assert sh.machine.pci.tsm.link_count == 0
     assert register(sh, parent, LinkOps()).name == "tsm0"
 
 

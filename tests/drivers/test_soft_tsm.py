@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -34,6 +35,7 @@ from tsmfs.pci.tsm import PciTsmReqScope
 from tsmfs.spdm import tamper
 from tsmfs.spdm.identity import Slot, root_certificate
 from tsmfs.spdm.interface import Interface
+from tsmfs.spdm.messages import ErrorCode, SpdmError
 from tsmfs.spdm.responder import SigningJob, sign
 from tsmfs.spdm.tdisp import (
     GetDeviceInterfaceState,
@@ -47,6 +49,7 @@ from tsmfs.spdm.tdisp import (
     TdiState,
 )
 from tsmfs.spdm.tdisp import parse as parse_tdisp
+from tsmfs.spdm.tdisp_requester import TdispRequester
 from tsmfs.spdm.tdisp_responder import TdispResponder
 from tsmfs.spdm.transcript import SigningContext
 from tsmfs.verify import Check, CheckName, DeviceFacts, Evidence, verify_evidence
@@ -822,12 +825,22 @@ def test_a_lock_whose_answer_is_not_understood_is_taken_back(
     assert interface(sh).state is TdiState.CONFIG_LOCKED
 
 
-def test_a_lock_that_the_device_refuses_leaves_the_lock_of_another(sh: Shell) -> None:
+def busy(*_: object) -> NoReturn:
+    raise SpdmError(ErrorCode.BUSY, "busy")
+
+
+@pytest.mark.parametrize("refuse", [None, busy], ids=["by TDISP", "by SPDM"])
+def test_a_lock_that_the_device_refuses_leaves_the_lock_of_another(
+    sh: Shell, monkeypatch: pytest.MonkeyPatch, refuse: Callable[..., NoReturn] | None
+) -> None:
     connect(sh)
     (dsm,) = world_of(sh.machine.host).dsms
     locked = dsm.lock(sh.dev(NIC))
-    with fails(errno.EIO):
-        bind(sh)
+    with monkeypatch.context() as patch:
+        if refuse is not None:
+            patch.setattr(TdispRequester, "lock", refuse)
+        with fails(errno.EIO if refuse is None else errno.EBUSY):
+            bind(sh)
     assert interface(sh).state is TdiState.CONFIG_LOCKED
     dsm.start(locked)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import traceback
 from collections.abc import Callable, Sequence
@@ -120,20 +121,24 @@ class BusType(Kobject):
     def _really_probe(self, driver: DeviceDriver, dev: Device) -> None:
         dev.driver = driver
         driver.devices[dev.name] = dev
+        links = contextlib.ExitStack()
         try:
             # A driver that goes leaves the bus before it releases those among its devices: either
             # it finds this one there, or it is found gone here.
             if self.drivers.get(driver.name) is not driver:
                 fail(errno.ENODEV)
             dev.create_link(driver, "driver")
+            links.callback(dev.remove_link, "driver")
             driver.create_link(dev, dev.name)
+            links.callback(driver.remove_link, dev.name)
             self.core.faults.inject(Point.DEVICE_PROBE, dev.name)
             if not self.can_probe(dev):
                 fail(errno.ENODEV)
             driver.probe(dev)
         except Exception as error:
             self._release_devres(dev)
-            self._unlink(driver, dev)
+            links.close()
+            self._forget(driver, dev)
             if not isinstance(error, OSError):
                 dev.err(f"probe raised\n{traceback.format_exc()}")
                 fail(errno.EIO)
@@ -148,9 +153,7 @@ class BusType(Kobject):
         except Exception:
             dev.err(f"release of a managed resource raised\n{traceback.format_exc()}")
 
-    def _unlink(self, driver: DeviceDriver, dev: Device) -> None:
-        driver.remove_link(dev.name)
-        dev.remove_link("driver")
+    def _forget(self, driver: DeviceDriver, dev: Device) -> None:
         driver.devices.pop(dev.name, None)
         dev.driver = None
 
@@ -165,7 +168,9 @@ class BusType(Kobject):
             except Exception:
                 dev.err(f"remove raised\n{traceback.format_exc()}")
             self._release_devres(dev)
-            self._unlink(driver, dev)
+            driver.remove_link(dev.name)
+            dev.remove_link("driver")
+            self._forget(driver, dev)
             dev.uevent(Action.UNBIND)
 
     def destroy(self) -> None:

@@ -102,8 +102,12 @@ class TsmClass:
             self._forget(tsm_dev)
             self._remove(tsm_dev)
             raise
-        tsm_dev.pci_mode = self._pci_mode(pci_ops)
-        tsm_dev.update_group(TSM_GROUP)
+        try:
+            tsm_dev.pci_mode = self._pci_mode(pci_ops)
+            tsm_dev.update_group(TSM_GROUP)
+        except BaseException:
+            self.unregister(tsm_dev)
+            raise
         tsm_dev.uevent(Action.CHANGE)
         return tsm_dev
 

@@ -382,26 +382,24 @@ class Dsm:
     def lock(self, pdev: PciDev) -> LockedInterface:
         """Lock the interface of *pdev* and read its report; unlocked again when that fails.
 
-        It is bound to the stream that was keyed, if there is one. An interface that the device
-        refuses to lock stays as it is: what locked it before may use it.
+        It is bound to the stream that was keyed, if there is one. An interface that is locked
+        already stays so: what locked it may use it.
         """
         with self._lock.lock_interruptible(), kernel_errors(pdev.name):
             requester = self._interface(pdev)
+            state = requester.state()
             # It stays in ERROR for as long as nobody stops it, whose session may be gone.
-            if requester.state() is TdiState.ERROR:
+            if state is TdiState.ERROR:
                 requester.stop()
             supported = requester.capabilities().lock_flags
             # MSI-X stays with the driver, which enables it when it likes.
             flags = LockFlags.NO_FW_UPDATE & supported
             parameters = LockParameters(flags=flags, stream_id=self._stream_id)
             with contextlib.ExitStack() as undo:
-                # Unless the device refuses, it may have locked, whatever came of the answer.
-                undo.callback(self._stop, requester)
-                try:
-                    nonce = requester.lock(parameters)
-                except TdispError:
-                    undo.pop_all()
-                    raise
+                if state in (TdiState.CONFIG_UNLOCKED, TdiState.ERROR):
+                    # The device may have locked it, whatever came of the answer.
+                    undo.callback(self._stop, requester)
+                nonce = requester.lock(parameters)
                 interface = LockedInterface(requester, nonce, requester.report())
                 undo.pop_all()
                 return interface

@@ -369,9 +369,14 @@ class PciTsmCore:
 
     def _update_groups(self, pdev: PciDev) -> None:
         # A function that only arrives is shown with its groups as they are by then.
-        if pdev.parent is not None and not pdev.removed:
-            pdev.update_group(PCI_TSM_AUTH_ATTR_GROUP)
-            pdev.update_group(PCI_TSM_ATTR_GROUP)
+        if pdev.parent is None or pdev.removed:
+            return
+        for group in (PCI_TSM_AUTH_ATTR_GROUP, PCI_TSM_ATTR_GROUP):
+            try:
+                pdev.update_group(group)
+            except OSError as error:
+                # As in Linux, the function does without.
+                pdev.err(f"sysfs: {error.strerror}")
 
     def _pf0_context(self, tsm: PciTsm) -> PciTsmPf0 | None:
         """Context of the DSM of a link context, None for a devsec one (``to_pci_tsm_pf0()``)."""
@@ -627,8 +632,7 @@ class PciTsmCore:
     def register(self, tsm_dev: TsmDev) -> None:
         """A TSM's operations are there: show the files of its mode (``pci_tsm_register()``).
 
-        EINVAL when it has neither link nor devsec operations, or both; EEXIST, and no files, when
-        the name of one is taken.
+        EINVAL when it has neither link nor devsec operations, or both.
         """
         link, devsec = _modes(tsm_dev)
         if link == devsec:
