@@ -2,7 +2,7 @@
 """What tests of several packages share.
 
 Property tests take the same examples in each run, so that a run that fails fails again. Others are
-taken by ``pytest --hypothesis-profile=fresh``, and with ``--hypothesis-seed=N`` those of seed N.
+taken by ``pytest --hypothesis-profile=fresh``, those of a seed by ``--hypothesis-seed=N`` besides.
 """
 
 from __future__ import annotations

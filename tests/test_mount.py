@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import gc
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -29,6 +30,9 @@ from tsmfs.machine import Machine
 from tsmfs.mount import MountError, MountRequest, mount_machine, unmount_machine
 from tsmfs.runtime import runtime_directory
 from tsmfs.umount import umount
+
+PATIENCE = 20.0
+"""Seconds after which something is taken to hang."""
 
 ROOT = Path(__file__).resolve().parent.parent
 NOBODY = 65534
@@ -349,6 +353,31 @@ def test_a_machine_is_stopped_whose_life_ends_before_it_is_mounted(place: Path, 
     (machine,) = seen
     assert not machine.modules.loaded
     assert not list(machine.pci.host_bridges)
+
+
+def test_a_machine_that_cannot_be_mounted_and_does_not_stop_ends_in_time(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Machine) -> None:
+        raise MountError("no further")
+
+    def hang(_: Machine) -> None:
+        time.sleep(2 * PATIENCE)
+
+    stages = Stages()
+    monkeypatch.setattr(stages, "booted", fail)
+    monkeypatch.setattr(Machine, "stop", hang)
+    monkeypatch.setattr(daemon, "STOP_SECONDS", 0.2)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            daemon.serve(MachineRequest(), place, daemon.find_binding(), stages)
+        finally:
+            os._exit(7)
+    ended = os.pidfd_open(pid)
+    assert select.select([ended], [], [], PATIENCE)[0]
+    os.close(ended)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
 
 
 @pytest.mark.usefixtures("in_process")

@@ -28,7 +28,7 @@ import pytest
 
 from netlink.server import Server
 from netlink.transport import interpose, interposed
-from netlink.transport.interpose import InterposeTransport
+from netlink.transport.interpose import InterposeTransport, PendingReceive
 from netlink.transport.loop import Loop
 from netlink.transport.usermsg import Datagram
 from tests.netlink.devices import BDF
@@ -1032,6 +1032,31 @@ def test_closed_socket_is_seen_once_there_is_a_descriptor_to_look(
         assert eventually(lambda: refusals.count >= 2)
         child.send()
         child.end()
+    assert eventually(lambda: not own_session.transport.clients())
+
+
+def test_sockets_are_seen_to_after_a_look_that_failed(
+    own_session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    def look(_: PendingReceive) -> None:
+        nonlocal looks
+        looks += 1
+        raise ValueError
+
+    def client() -> str:
+        opened = bound()
+        with another_thread_asks(opened):
+            datagram, _ = opened.recvfrom(4096)
+        return name_in(datagram)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PendingReceive, "look", look)
+        child = own_session.start(client)
+        assert eventually(lambda: looks >= 2)
+    child.send()
+    assert child.end() == "pci-tsm"
     assert eventually(lambda: not own_session.transport.clients())
 
 
